@@ -1,0 +1,11 @@
+"""Exceptions that users may want to catch. Wrong arguments are ValueError or TypeError, as everywhere."""
+
+from __future__ import annotations
+
+
+class MoerunError(Exception):
+    """Base of the package's own exceptions."""
+
+
+class CheckpointError(MoerunError):
+    """A checkpoint cannot be read; the message names file, tensor, what was expected and what was found."""
