@@ -1,0 +1,94 @@
+// The table of CPU kernels: one row per instruction set, filled by cpu/<isa>/kernels.cc, chosen by dispatch.cc.
+// Called by moe_forward.cc, which decides who works on what; a kernel computes one work item on one thread.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "src/types.h"
+
+namespace moerun::cpu {
+
+// Block sizes that depend on the machine's caches (see blocking() in cpu_info.h).
+struct Blocking {
+  int64_t k_block = 512;      // elements of K packed at a time; a multiple of 64
+  int64_t token_block = 192;  // tokens that share one packed panel
+};
+
+// Memory of one thread, at least scratch_bytes(blocking) long and 64-byte aligned.
+struct Scratch {
+  void* data = nullptr;
+};
+
+// Phase 1 of a layer, for rows [begin, end) of one expert:
+//   h[i, n] = act(gate[n] . x[rows[i]] + gate_bias[n]) * (up[n] . x[rows[i]] + up_bias[n])
+// The call that reaches end == inter also zeroes h[i, inter .. h_stride).
+struct GateUpArgs {
+  const ExpertView* expert;
+  int64_t hidden, inter;  // K and N
+  int64_t begin, end;     // rows of gate and up = columns of h
+  const void* x;          // [tokens, x_stride] activation type; zero in [hidden, x_stride)
+  int64_t x_stride;       // elements
+  const int32_t* rows;    // [count] row of x of each pair
+  int64_t count;
+  void* h;  // [count, h_stride] activation type
+  int64_t h_stride;
+  ActivationSpec activation;
+  Blocking blocking;
+  Scratch scratch;
+};
+
+// Phase 2, for rows [begin, end) of one expert's down projection:
+//   y[rows[i], n] += weights[i] * (down[n] . h[i] + down_bias[n])
+struct DownArgs {
+  const ExpertView* expert;
+  int64_t hidden, inter;  // N and K
+  int64_t begin, end;     // rows of down = columns of y
+  const void* h;          // [count, h_stride] activation type; zero in [inter, h_stride)
+  int64_t h_stride;
+  const int32_t* rows;   // [count] row of y of each pair
+  const float* weights;  // [count] routing weights
+  int64_t count;
+  float* y;  // [tokens, y_stride]
+  int64_t y_stride;
+  const ExpertView* next;  // whose rows come after these, to prefetch; or null
+  Blocking blocking;
+  Scratch scratch;
+};
+
+// The kernels for one pair of weight format and activation type.
+struct ExpertKernels {
+  void (*gate_up)(const GateUpArgs&) = nullptr;
+  void (*down)(const DownArgs&) = nullptr;
+};
+
+// What the machine can do at most, measured by doctor and the benches.
+struct LimitKernels {
+  // Reads n bytes (a multiple of 256) once, in order; the result depends on all of them.
+  uint64_t (*read)(const void* data, size_t n) = nullptr;
+  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per multiply-add).
+  double (*dot)(DType type, int64_t rounds, float* sink) = nullptr;
+};
+
+struct KernelTable {
+  const char* isa = nullptr;
+  // Whether x in bf16 with weights in bf16 stays in bf16 (dot products of pairs); otherwise x becomes fp32.
+  bool bf16_activations = false;
+  ExpertKernels f32_activations[3];  // by weight DType
+  ExpertKernels bf16_bf16;           // bf16 weights, bf16 activations; null unless bf16_activations
+  // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.
+  void (*convert)(const void* from, DType from_type, void* to, DType to_type, int64_t n) = nullptr;
+  LimitKernels limits;
+};
+
+const KernelTable& ref_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+const KernelTable& avx512_bf16_kernels();
+
+// Enough for a panel of at most 32 rows in fp32 and its results.
+constexpr int64_t kPanelRowsMax = 32;
+constexpr int64_t scratch_bytes(const Blocking& b) {
+  return kPanelRowsMax * (b.k_block + b.token_block) * int64_t{sizeof(float)};
+}
+
+}  // namespace moerun::cpu
