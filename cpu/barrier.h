@@ -11,11 +11,10 @@ namespace moerun::cpu {
 
 class Barrier {
  public:
-  explicit Barrier(int threads) : threads_(threads) {}
-
-  void wait() noexcept {
+  // Every thread of the team passes the team's size.
+  void wait(int threads) noexcept {
     const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
       arrived_.store(0, std::memory_order_relaxed);
       phase_.fetch_add(1, std::memory_order_release);
       phase_.notify_all();
@@ -30,7 +29,6 @@ class Barrier {
 
  private:
   static constexpr std::chrono::microseconds kSpin{50};  // a futex costs about as much; longer would waste a core
-  const int threads_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
 };

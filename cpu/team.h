@@ -10,6 +10,12 @@
 
 namespace moerun::cpu {
 
+// One thread's place in a region. The runtime may give fewer threads than asked for (inside another region, say).
+struct Member {
+  int thread = 0;
+  int size = 1;
+};
+
 class Team {
  public:
   // threads >= 1, the caller included. Throws InvalidState if more than one is asked for and there is no OpenMP runtime.
@@ -17,15 +23,15 @@ class Team {
 
   int size() const { return threads_; }
 
-  // Runs body(thread) on every thread, 0 <= thread < size(), and returns when all are done. `body` must not throw.
+  // Runs body(member) on up to size() threads and returns when all are done. `body` must not throw.
   template <class Body>
   void run(Body&& body) const {
-    static_assert(std::is_nothrow_invocable_v<Body&, int>, "exceptions may not cross threads");
-    run_erased([](void* b, int thread) { (*static_cast<std::remove_reference_t<Body>*>(b))(thread); }, &body);
+    static_assert(std::is_nothrow_invocable_v<Body&, Member>, "exceptions may not cross threads");
+    run_erased([](void* b, Member m) { (*static_cast<std::remove_reference_t<Body>*>(b))(m); }, &body);
   }
 
  private:
-  void run_erased(void (*call)(void*, int), void* body) const;
+  void run_erased(void (*call)(void*, Member), void* body) const;
   int threads_;
 };
 

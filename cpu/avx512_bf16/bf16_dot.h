@@ -1,0 +1,42 @@
+// bf16 weights meet bf16 activations: VDPBF16PS multiplies pairs and adds both products to an fp32 sum.
+// It treats subnormal numbers as zero. A Dot, as described in cpu/kernels/f32_dot_inl.h.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/avx512/simd.h"
+
+namespace moerun::cpu {
+namespace {
+
+struct Bf16Dot {
+  using X = uint16_t;
+  using Vec = Simd::F;  // 32 bf16, or 16 pairs of a panel
+  using Acc = Simd::F;
+  static constexpr DType weight_type = DType::bf16;
+  static constexpr DType activation_type = DType::bf16;
+  static constexpr int step = 32;
+  static constexpr int group = 2;
+
+  static Vec weights(const void* w) { return _mm512_loadu_ps(w); }
+  static Vec weights(const void* w, int n) {
+    return Simd::from_bits(_mm512_maskz_loadu_epi16((uint32_t{1} << n) - 1, w));
+  }
+  static Vec activations(const X* x) { return _mm512_loadu_ps(x); }
+  static Vec broadcast(const X* x) {
+    float pair;
+    std::memcpy(&pair, x, sizeof(pair));
+    return _mm512_set1_ps(pair);
+  }
+  static Acc multiply_add(Vec a, Vec b, Acc c) {
+    return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+  }
+  static Vec join_columns(Simd::F k0, Simd::F k1) {  // both are bf16 widened to fp32
+    return Simd::from_bits(Simd::bit_or(Simd::shift_right_16(Simd::bits(k0)), Simd::bits(k1)));
+  }
+};
+
+}  // namespace
+}  // namespace moerun::cpu

@@ -1,0 +1,147 @@
+// The reference row: the formulas of kernel_table.h as plain loops, for any processor and any strides. What every
+// other row is tested against; fp32 activations and fp32 sums in the order of k.
+#include <cmath>
+#include <cstring>
+
+#include "cpu/kernel_table.h"
+
+namespace moerun::cpu {
+namespace {
+
+float from_bf16(uint16_t h) { return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16); }
+
+float from_f16(uint16_t h) {
+  const int exponent = (h >> 10) & 31, fraction = h & 1023;
+  const float magnitude = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
+                          : exponent == 31 ? (fraction ? NAN : INFINITY)
+                                           : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+  return h & 0x8000 ? -magnitude : magnitude;
+}
+
+uint16_t to_bf16(float v) {
+  const uint32_t b = __builtin_bit_cast(uint32_t, v);
+  if (std::isnan(v)) return static_cast<uint16_t>(b >> 16 | 0x40);
+  return static_cast<uint16_t>((b + 0x7fff + ((b >> 16) & 1)) >> 16);
+}
+
+uint16_t to_f16(float v) {
+  const uint16_t sign = std::signbit(v) ? 0x8000 : 0;
+  const float magnitude = std::fabs(v);
+  if (std::isnan(v)) return sign | 0x7e00;
+  if (magnitude >= 65520.0f) return sign | 0x7c00;  // halfway between the largest and the next
+  if (magnitude == 0.0f) return sign;
+  int exponent = 0;
+  std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
+  const int scale = exponent - 11 < -24 ? -24 : exponent - 11;
+  const int units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, -scale)));  // to even
+  return sign | static_cast<uint16_t>(units + ((scale + 24) << 10));  // a carry moves into the exponent by itself
+}
+
+float load(const void* data, DType type, int64_t i) {
+  if (type == DType::f32) return static_cast<const float*>(data)[i];
+  uint16_t half;  // weights in a mapped file need not be aligned
+  std::memcpy(&half, static_cast<const char*>(data) + i * 2, 2);
+  return type == DType::f16 ? from_f16(half) : from_bf16(half);
+}
+
+void store(void* data, DType type, int64_t i, float v) {
+  if (type == DType::f32)
+    static_cast<float*>(data)[i] = v;
+  else
+    static_cast<uint16_t*>(data)[i] = type == DType::f16 ? to_f16(v) : to_bf16(v);
+}
+
+float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+
+float gated(const ActivationSpec& a, float g, float u) {
+  switch (a.kind) {
+    case Activation::silu:
+      return g * sigmoid(g) * u;
+    case Activation::gelu:
+      return 0.5f * g * (1.0f + std::erf(g * 0.70710678f)) * u;
+    case Activation::gelu_tanh:
+      return 0.5f * g * (1.0f + std::tanh(0.79788456f * (g + 0.044715f * g * g * g))) * u;
+    case Activation::relu2:
+      return g > 0 ? g * g * u : g <= 0 ? 0.0f * u : g;
+    case Activation::swiglu_oai:
+      g = g > a.limit ? a.limit : g;
+      u = u > a.limit ? a.limit : u < -a.limit ? -a.limit : u;
+      return g * sigmoid(a.alpha * g) * (u + 1.0f);
+  }
+  return 0.0f;
+}
+
+template <DType W>
+float dot(const MatrixView& m, int64_t row, const float* x, int64_t k_count) {
+  float sum = 0.0f;
+  for (int64_t k = 0; k < k_count; ++k) sum += load(m.data, W, row * m.row_stride + k * m.col_stride) * x[k];
+  return sum;
+}
+
+template <DType W>
+void gate_up(const GateUpArgs& a) {
+  const ExpertView& e = *a.expert;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const float* x = static_cast<const float*>(a.x) + a.rows[i] * a.x_stride;
+    float* h = static_cast<float*>(a.h) + i * a.h_stride;
+    for (int64_t n = a.begin; n < a.end; ++n) {
+      const float g = dot<W>(e.gate, n, x, a.hidden) + (e.gate_bias ? e.gate_bias[n] : 0.0f);
+      const float u = dot<W>(e.up, n, x, a.hidden) + (e.up_bias ? e.up_bias[n] : 0.0f);
+      h[n] = gated(a.activation, g, u);
+    }
+    if (a.end == a.inter)
+      for (int64_t n = a.inter; n < a.h_stride; ++n) h[n] = 0.0f;
+  }
+}
+
+template <DType W>
+void down(const DownArgs& a) {
+  const ExpertView& e = *a.expert;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const float* h = static_cast<const float*>(a.h) + i * a.h_stride;
+    float* y = a.y + a.rows[i] * a.y_stride;
+    for (int64_t n = a.begin; n < a.end; ++n)
+      y[n] += a.weights[i] * (dot<W>(e.down, n, h, a.inter) + (e.down_bias ? e.down_bias[n] : 0.0f));
+  }
+}
+
+void convert(const void* from, DType from_type, void* to, DType to_type, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) store(to, to_type, i, load(from, from_type, i));
+}
+
+uint64_t read(const void* data, size_t n) {
+  const auto* p = static_cast<const uint64_t*>(data);
+  uint64_t sum = 0;
+  for (size_t i = 0; i < n / sizeof(uint64_t); ++i) sum += p[i];
+  return sum;
+}
+
+double dot_peak(DType, int64_t rounds, float* sink) {
+  float sum[8] = {}, factor = 1e-9f;
+  for (int64_t r = 0; r < rounds; ++r) {
+    __asm__ volatile("" : "+x"(factor));
+    for (float& s : sum) s += factor * factor;
+  }
+  *sink = sum[0] + sum[1] + sum[2] + sum[3] + sum[4] + sum[5] + sum[6] + sum[7];
+  return 2.0 * 8 * rounds;
+}
+
+template <DType W>
+constexpr ExpertKernels expert_kernels() {
+  return {gate_up<W>, down<W>};
+}
+
+constexpr KernelTable kTable = {
+    .isa = "ref",
+    .bf16_activations = false,
+    .f32_activations = {expert_kernels<DType::f32>(), expert_kernels<DType::f16>(), expert_kernels<DType::bf16>()},
+    .bf16_bf16 = {},
+    .convert = convert,
+    .limits = {.read = read, .dot = dot_peak},
+};
+
+}  // namespace
+
+const KernelTable& ref_kernels() { return kTable; }
+
+}  // namespace moerun::cpu

@@ -1,0 +1,7 @@
+#include "cpu/team.h"
+#include "python/bindings/bindings.h"
+
+namespace moerun {
+void bind_doctor(pybind11::module_& m) { m.def("set_openmp_hint", &cpu::set_openmp_hint); }
+void bind_expert_store(pybind11::module_& m) {}
+}  // namespace moerun

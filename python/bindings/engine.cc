@@ -1,0 +1,181 @@
+// Engine, Layer and Job. Memory comes as addresses that python/moerun/tensors.py has checked; whoever calls keeps it
+// alive until the work is done.
+#include "src/engine/engine.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "python/bindings/bindings.h"
+#include "src/error.h"
+
+namespace py = pybind11;
+
+namespace moerun {
+namespace {
+
+using Addresses = py::array_t<uint64_t, py::array::c_style>;
+using Biases = std::optional<py::array_t<float, py::array::c_style>>;
+using Strides = std::pair<int64_t, int64_t>;
+
+// The scheduler's thread may drop the last reference to a layer, and with it to its owner.
+std::shared_ptr<void> hold(py::object owner) {
+  auto* raw = owner.release().ptr();
+  return std::shared_ptr<void>(raw, [](void* p) {
+    const py::gil_scoped_acquire gil;
+    Py_DECREF(static_cast<PyObject*>(p));
+  });
+}
+
+// Joining the scheduler's thread while holding the GIL could deadlock with hold().
+struct DeleteWithoutGil {
+  void operator()(Engine* engine) const {
+    const py::gil_scoped_release release;
+    delete engine;
+  }
+};
+
+MatrixView matrix(const Addresses& addresses, py::ssize_t expert, const Strides& strides) {
+  return {reinterpret_cast<const void*>(addresses.at(expert)), strides.first, strides.second};
+}
+
+const float* bias(const Biases& biases, py::ssize_t expert, int64_t size) {
+  if (!biases) return nullptr;
+  if (biases->size() != static_cast<py::ssize_t>(biases->shape(0)) * size)
+    throw InvalidArgument("biases must have one value per row");
+  return biases->data() + expert * size;
+}
+
+std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k, DType weights_type,
+                                 const ActivationSpec& activation, const Addresses& gate, const Addresses& up,
+                                 const Addresses& down, const Strides& gate_up_strides, const Strides& down_strides,
+                                 const Biases& gate_bias, const Biases& up_bias, const Biases& down_bias,
+                                 const py::object& owner) {
+  if (gate.size() != up.size() || gate.size() != down.size())
+    throw InvalidArgument("gate, up and down must have one address per expert");
+  std::vector<ExpertView> experts(gate.size());
+  for (py::ssize_t e = 0; e < gate.size(); ++e)
+    experts[e] = {.gate = matrix(gate, e, gate_up_strides),
+                  .up = matrix(up, e, gate_up_strides),
+                  .down = matrix(down, e, down_strides),
+                  .gate_bias = bias(gate_bias, e, inter),
+                  .up_bias = bias(up_bias, e, inter),
+                  .down_bias = bias(down_bias, e, hidden)};
+  const LayerShape shape{.num_experts = static_cast<int64_t>(gate.size()),
+                         .hidden = hidden,
+                         .inter = inter,
+                         .top_k = top_k,
+                         .weights_type = weights_type,
+                         .activation = activation};
+  return engine.add_layer(shape, std::move(experts), hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
+}
+
+// (address, type, elements from row to row)
+using Rows = std::tuple<uintptr_t, DType, int64_t>;
+
+cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit, int64_t ids_stride,
+                      const Rows& weights, const Rows& out) {
+  cpu::Batch batch;
+  batch.x = reinterpret_cast<const void*>(std::get<0>(x));
+  batch.x_type = std::get<1>(x);
+  batch.x_stride = std::get<2>(x);
+  batch.out = reinterpret_cast<void*>(std::get<0>(out));
+  batch.out_type = std::get<1>(out);
+  batch.out_stride = std::get<2>(out);
+  batch.routing = {.ids = reinterpret_cast<const void*>(ids),
+                   .ids_are_64_bit = ids_are_64_bit,
+                   .ids_stride = ids_stride,
+                   .weights = reinterpret_cast<const void*>(std::get<0>(weights)),
+                   .weights_type = std::get<1>(weights),
+                   .weights_stride = std::get<2>(weights),
+                   .tokens = tokens,
+                   .top_k = top_k};
+  return batch;
+}
+
+// Waits in slices, so that Ctrl-C is seen.
+void wait(Job& job) {
+  constexpr std::chrono::milliseconds kSlice{50};
+  for (bool done = false; !done;) {
+    {
+      const py::gil_scoped_release release;
+      done = job.wait_for(kSlice);
+    }
+    if (!done && PyErr_CheckSignals() != 0) throw py::error_already_set();
+  }
+  job.rethrow();
+}
+
+py::dict to_dict(const LayerStats& s) {
+  py::dict d;
+  d["batches"] = s.batches;
+  d["tokens"] = s.tokens;
+  d["weight_bytes"] = s.weight_bytes;
+  d["seconds"] = s.seconds;
+  d["expert_tokens"] = py::array_t<int64_t>(static_cast<py::ssize_t>(s.expert_tokens.size()), s.expert_tokens.data());
+  return d;
+}
+
+py::dict to_dict(const EngineStats& s) {
+  py::list layers;
+  for (const LayerStats& layer : s.layers) layers.append(to_dict(layer));
+  py::dict d;
+  d["cpu_threads"] = s.cpu_threads;
+  d["isa"] = s.isa;
+  d["workspace_bytes"] = s.workspace_bytes;
+  d["layers"] = layers;
+  return d;
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::enum_<DType>(m, "DType").value("fp32", DType::f32).value("fp16", DType::f16).value("bf16", DType::bf16);
+  py::enum_<Activation>(m, "Activation")
+      .value("silu", Activation::silu)
+      .value("gelu", Activation::gelu)
+      .value("gelu_tanh", Activation::gelu_tanh)
+      .value("relu2", Activation::relu2)
+      .value("swiglu_oai", Activation::swiglu_oai);
+  py::class_<ActivationSpec>(m, "ActivationSpec")
+      .def(py::init<Activation, float, float>(), py::arg("kind"), py::arg("alpha") = 1.702f, py::arg("limit") = 7.0f);
+
+  py::class_<Layer, std::shared_ptr<Layer>>(m, "Layer")
+      .def_property_readonly("index", &Layer::index)
+      .def_property_readonly("expert_bytes", &Layer::expert_bytes);
+
+  py::class_<Job, std::shared_ptr<Job>>(m, "Job")
+      .def("wait", wait)
+      .def("done", [](Job& job) { return job.wait_for(std::chrono::milliseconds(0)); });
+
+  py::class_<cpu::Batch>(m, "Batch")
+      .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
+           py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
+
+  py::class_<Engine, std::unique_ptr<Engine, DeleteWithoutGil>>(m, "Engine")
+      .def(py::init([](int cpu_threads, std::string isa) {
+             return std::unique_ptr<Engine, DeleteWithoutGil>(new Engine({cpu_threads, std::move(isa)}));
+           }),
+           py::arg("cpu_threads") = 0, py::arg("isa") = "")
+      .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("weights_type"),
+           py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),
+           py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"), py::arg("down_bias"), py::arg("owner"))
+      .def(
+          "forward", [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
+          py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
+      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
+      .def("stats",
+           [](const Engine& e) {
+             EngineStats s;
+             {
+               const py::gil_scoped_release release;
+               s = e.stats();
+             }
+             return to_dict(s);
+           })
+      .def("write_trace", &Engine::write_trace, py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("closed", &Engine::closed);
+}
+
+}  // namespace moerun

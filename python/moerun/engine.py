@@ -1,0 +1,401 @@
+"""Engine, Layer and Handle: the thin Python face of the C++ engine.
+
+An engine owns the CPU threads and the layers; a layer is called with a batch and its routing. Routers stay outside
+(reference ones are in moerun.routing).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moerun import _core, tensors
+from moerun.layer_spec import ExpertMemory, LayerSpec
+
+if TYPE_CHECKING:
+    from moerun.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine runs.
+
+    Parameters
+    ----------
+    device
+        "cpu", or "auto" for the best that this machine and this version can use.
+    cpu_threads
+        Threads that compute, the calling one included; None means all cores that this process may use.
+    isa
+        Row of the kernel table: "avx512_bf16", "avx512", "avx2" or "ref"; None means the environment variable
+        MOERUN_ISA, or the best that this machine has.
+
+    Raises
+    ------
+    ValueError
+        An unknown device, or a number of threads below one.
+    """
+
+    device: str = "auto"
+    cpu_threads: int | None = None
+    isa: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.device not in ("auto", "cpu"):
+            raise ValueError(f"device {self.device!r} is not available in this version; use 'auto' or 'cpu'")
+        threads = self.cpu_threads
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1
+        ):
+            raise ValueError(f"cpu_threads must be a positive integer or None, got {threads!r}")
+
+
+class Engine:
+    """Runs layers of experts. Thread-safe: one batch computes at a time, others wait their turn.
+
+    Parameters
+    ----------
+    config
+        An EngineConfig; or give its fields as keywords: ``Engine(cpu_threads=4)``.
+
+    Raises
+    ------
+    ValueError
+        An option that this machine cannot serve, saying what it has.
+
+    Examples
+    --------
+    >>> with moerun.Engine(cpu_threads=2) as engine:
+    ...     layer = engine.add_layer(moerun.LayerSpec(8, 64, 32, top_k=2), {"gate_up": gate_up, "down": down})
+    ...     y = layer.forward(x, topk_ids, topk_weights)
+    """
+
+    def __init__(self, config: EngineConfig | None = None, **options: Any) -> None:
+        if config is None:
+            config = EngineConfig()
+        elif not isinstance(config, EngineConfig):
+            raise TypeError(f"config must be an EngineConfig, got {type(config).__name__}")
+        unknown = options.keys() - {f.name for f in dataclasses.fields(EngineConfig)}
+        if unknown:
+            known = ", ".join(f.name for f in dataclasses.fields(EngineConfig))
+            raise TypeError(f"Engine has no option {', '.join(sorted(unknown))}; it has {known}")
+        self.config = dataclasses.replace(config, **options)
+        self._core = _core.Engine(cpu_threads=self.config.cpu_threads or 0, isa=self.config.isa or "")
+        self._layers: list[Layer] = []
+
+    def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory) -> Layer:
+        """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
+
+        Parameters
+        ----------
+        spec
+            Shape and arithmetic.
+        tensors
+            ``{"gate_up": [E, 2I, H], "down": [E, H, I]}`` in float32, float16 or bfloat16 (torch, numpy or DLPack),
+            gate rows first, and with ``spec.bias`` also ``"gate_up_bias" [E, 2I]`` and ``"down_bias" [E, H]``; or an
+            ExpertMemory, as Checkpoint.experts gives. Transposed views are used as they are; other strides and tensors
+            on a device are copied once.
+
+        Raises
+        ------
+        ValueError
+            A tensor that is missing, not expected, or of another shape or type than the spec says.
+        """
+        memory = tensors if isinstance(tensors, ExpertMemory) else _memory_of(spec, tensors)
+        layer = Layer(self, spec, self._add(spec, memory))
+        self._layers.append(layer)
+        return layer
+
+    def add_layer_from(self, checkpoint: Checkpoint, layer_index: int) -> Layer:
+        """Adds the experts of one layer of a checkpoint, read where the file is mapped.
+
+        ``layer_index`` counts the model's layers from 0, dense ones included; a layer without experts raises
+        ValueError naming those that have some.
+        """
+        return self.add_layer(checkpoint.spec(layer_index), checkpoint.experts(layer_index))
+
+    def _add(self, spec: LayerSpec, memory: ExpertMemory) -> _core.Layer:
+        if len(memory.gate) != spec.num_experts:
+            raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {len(memory.gate)}")
+        return self._core.add_layer(
+            hidden=spec.hidden_size,
+            inter=spec.intermediate_size,
+            top_k=spec.top_k,
+            weights_type=getattr(_core.DType, memory.dtype),
+            activation=_core.ActivationSpec(
+                getattr(_core.Activation, spec.activation), spec.swiglu_alpha, spec.swiglu_limit
+            ),
+            gate=memory.gate,
+            up=memory.up,
+            down=memory.down,
+            gate_up_strides=memory.gate_up_strides,
+            down_strides=memory.down_strides,
+            gate_bias=memory.gate_bias,
+            up_bias=memory.up_bias,
+            down_bias=memory.down_bias,
+            owner=memory.owner,
+        )
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in the order in which they were added."""
+        return tuple(self._layers)
+
+    def stats(self) -> dict[str, Any]:
+        """What was done so far.
+
+        ``cpu_threads``, ``isa``, ``workspace_bytes`` and, per layer in ``layers``: ``batches``, ``tokens``, ``seconds``,
+        ``weight_bytes`` (of active experts, once per batch) and ``expert_tokens``, int64 [E].
+        """
+        return self._core.stats()
+
+    def trace(self, path: str | os.PathLike[str]) -> None:
+        """Writes the latest events as a timeline in Chrome's trace format, one lane per thread.
+
+        Open it in chrome://tracing or ui.perfetto.dev. Raises moerun.CheckpointError's sibling OSError if the file
+        cannot be written.
+        """
+        self._core.write_trace(os.fspath(path))
+
+    def close(self) -> None:
+        """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError. Idempotent."""
+        self._core.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._core.closed else f"{len(self._layers)} layers"
+        return f"<moerun.Engine {state}>"
+
+
+class Layer:
+    """One layer of experts in an engine. Made by Engine.add_layer."""
+
+    def __init__(self, engine: Engine, spec: LayerSpec, core: _core.Layer) -> None:
+        self.engine = engine
+        self.spec = spec
+        self._core = core
+
+    def forward(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any = None) -> Any:
+        """The weighted sum of each token's experts.
+
+        ``y[t] = sum over j of topk_weights[t, j] * expert[topk_ids[t, j]](x[t])``, accumulated in fp32.
+
+        Parameters
+        ----------
+        x
+            ``[tokens, H]`` float32, float16 or bfloat16; torch (any device), numpy or DLPack.
+        topk_ids
+            ``[tokens, k]`` int32 or int64, any k >= 0. Ids below 0 or from E on are skipped (expert-parallel
+            sentinels); an id that occurs twice counts twice.
+        topk_weights
+            ``[tokens, k]`` float32, float16 or bfloat16.
+        out
+            ``[tokens, H]`` to write into; otherwise a new array like x.
+
+        Returns
+        -------
+        ``out``, or an array of x's kind, type and device. Gradients are not tracked.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Shapes or types that do not fit, before any work starts.
+        RuntimeError
+            The engine is closed or came through a fork.
+        """
+        call = _Call(self.spec, x, topk_ids, topk_weights, out)
+        self.engine._core.forward(self._core, call.batch)
+        return call.finish()
+
+    def submit(self, x: Any, topk_ids: Any, topk_weights: Any, stream: Any = None) -> Handle:
+        """Starts ``forward`` on the engine's own thread and returns at once; ``Handle.wait`` gives the result.
+
+        The arrays must not change until then. Batches run in the order of submission. ``stream`` orders the work after
+        a CUDA stream and is ignored for arrays in host memory.
+        """
+        call = _Call(self.spec, x, topk_ids, topk_weights, None)
+        return Handle(call, self.engine._core.submit(self._core, call.batch))
+
+    def hint(self, next_ids: Any, scores: Any = None) -> None:
+        """Tells which experts the next batch will probably use, for prefetching.
+
+        Experts that lie in host memory and run there need none: without a GPU this does nothing.
+        """
+
+    def __repr__(self) -> str:
+        return f"<moerun.Layer {self._core.index}: {self.spec}>"
+
+
+class Handle:
+    """Work that Layer.submit started."""
+
+    def __init__(self, call: _Call, job: _core.Job) -> None:
+        self._call = call
+        self._job = job
+
+    def wait(self, out: Any = None) -> Any:
+        """Waits for the result and returns it; what the work raised is raised here. Ctrl-C interrupts the wait.
+
+        ``out`` ``[tokens, H]`` receives a copy, if given.
+        """
+        self._job.wait()
+        result = self._call.finish()
+        if out is None:
+            return result
+        if tuple(out.shape) != tuple(result.shape):
+            raise ValueError(f"out must be {list(result.shape)}, got {list(out.shape)}")
+        out[...] = result
+        return out
+
+    def done(self) -> bool:
+        """Whether the result is there."""
+        return self._job.done()
+
+
+class _Call:
+    """One checked batch: keeps its arrays alive and knows what to return."""
+
+    __slots__ = ("_keep", "_result", "_target", "batch")
+
+    def __init__(self, spec: LayerSpec, x: Any, ids: Any, weights: Any, out: Any) -> None:
+        given = x = tensors.as_array(x, "x")
+        ids = tensors.as_array(ids, "topk_ids")
+        weights = tensors.as_array(weights, "topk_weights")
+        if x.ndim != 2 or x.shape[1] != spec.hidden_size:
+            raise ValueError(f"x must be [tokens, {spec.hidden_size}], got {list(x.shape)}")
+        tokens = x.shape[0]
+        if ids.ndim != 2 or ids.shape[0] != tokens:
+            raise ValueError(f"topk_ids must be [{tokens}, k] for x {list(x.shape)}, got {list(ids.shape)}")
+        if tuple(weights.shape) != tuple(ids.shape):
+            raise ValueError(f"topk_weights must be {list(ids.shape)} like topk_ids, got {list(weights.shape)}")
+        id_type = tensors.dtype_name(ids)
+        if id_type not in ("int32", "int64"):
+            raise ValueError(f"topk_ids must be int32 or int64, got {id_type}")
+        x_type = tensors.float_type(x, "x")
+        weights_type = tensors.float_type(weights, "topk_weights")
+
+        x, ids, weights = (tensors.with_contiguous_rows(tensors.on_host(a)) for a in (x, ids, weights))
+        self._target = out
+        if out is None:
+            result = tensors.empty_like(x, (tokens, spec.hidden_size))
+        else:
+            result = self._host_output(out, tokens, spec.hidden_size)
+        self._result = result
+        self._keep = (given, x, ids, weights)
+        self.batch = _core.Batch(
+            tokens=tokens,
+            top_k=ids.shape[1],
+            x=(tensors.address(x), x_type, _row_stride(x)),
+            ids=tensors.address(ids),
+            ids_are_64_bit=id_type == "int64",
+            ids_stride=_row_stride(ids),
+            weights=(tensors.address(weights), weights_type, _row_stride(weights)),
+            out=(tensors.address(result), tensors.float_type(result, "out"), _row_stride(result)),
+        )
+
+    def _host_output(self, out: Any, tokens: int, hidden: int) -> Any:
+        """`out` itself if the core can write into it, else a temporary that finish() copies from."""
+        out = tensors.as_array(out, "out")
+        if tuple(out.shape) != (tokens, hidden):
+            raise ValueError(f"out must be [{tokens}, {hidden}], got {list(out.shape)}")
+        tensors.float_type(out, "out")
+        on_host = not tensors.is_torch(out) or (out.device.type == "cpu" and not out.requires_grad)
+        if on_host and tensors.with_contiguous_rows(out) is out and _row_stride(out) >= hidden:
+            return out
+        return tensors.empty_like(tensors.on_host(out), (tokens, hidden))
+
+    def finish(self) -> Any:
+        """The result where the caller wants it; call when the core is done."""
+        if self._target is not None:
+            if self._target is not self._result:
+                self._target[...] = self._result
+            return self._target
+        given = self._keep[0]
+        if tensors.is_torch(given) and given.device.type != "cpu":
+            return self._result.to(given.device)
+        return self._result
+
+
+def _row_stride(array: Any) -> int:
+    return tensors.strides(array)[0]
+
+
+def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
+    """Checks the tensors of add_layer against the spec and finds every expert's matrices in them."""
+    experts, hidden, inter = spec.num_experts, spec.hidden_size, spec.intermediate_size
+    expected = {"gate_up": (experts, 2 * inter, hidden), "down": (experts, hidden, inter)}
+    if spec.bias:
+        expected |= {"gate_up_bias": (experts, 2 * inter), "down_bias": (experts, hidden)}
+    if given.keys() != expected.keys():
+        raise ValueError(
+            f"a layer with bias={spec.bias} needs the tensors {', '.join(expected)}; got {', '.join(given) or 'none'}"
+        )
+    arrays = {name: tensors.on_host(tensors.as_array(given[name], name)) for name in expected}
+    for name, shape in expected.items():
+        if tuple(arrays[name].shape) != shape:
+            raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
+    formats = {name: tensors.format_name(arrays[name]) for name in ("gate_up", "down")}
+    if formats["gate_up"] != formats["down"]:
+        raise ValueError(f"gate_up and down must be of one type, got {formats['gate_up']} and {formats['down']}")
+    weights = {name: _matrices(arrays[name], spec.quant) for name in ("gate_up", "down")}
+    gate_up, down = weights["gate_up"], weights["down"]
+
+    item = size_of(tensors.format_name(gate_up))
+    per_expert, per_row, per_column = tensors.strides(gate_up)
+    base = np.uint64(tensors.address(gate_up))
+    gate = base + np.arange(experts, dtype=np.uint64) * np.uint64(per_expert * item)
+    down_step = np.uint64(tensors.strides(down)[0] * item)
+    biases: dict[str, np.ndarray] = {}
+    if spec.bias:
+        both = _as_float32(arrays["gate_up_bias"])
+        biases = {
+            "gate_bias": np.ascontiguousarray(both[:, :inter]),
+            "up_bias": np.ascontiguousarray(both[:, inter:]),
+            "down_bias": np.ascontiguousarray(_as_float32(arrays["down_bias"])),
+        }
+    return ExpertMemory(
+        dtype=tensors.format_name(gate_up),
+        gate=gate,
+        up=gate + np.uint64(inter * per_row * item),
+        down=np.uint64(tensors.address(down)) + np.arange(experts, dtype=np.uint64) * down_step,
+        gate_up_strides=(per_row, per_column),
+        down_strides=tensors.strides(down)[1:],
+        owner=(gate_up, down),
+        **biases,
+    )
+
+
+def size_of(format_name: str) -> int:
+    """Bytes of one weight."""
+    return 4 if format_name == "fp32" else 2
+
+
+def _matrices(array: Any, quant: str | None) -> Any:
+    """`array` in the wanted format, with rows or columns contiguous."""
+    if quant is not None and quant != tensors.format_name(array):
+        import torch
+
+        wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[quant]
+        array = torch.as_tensor(array).to(wanted)
+    per_expert, per_row, per_column = tensors.strides(array)
+    rows, columns = array.shape[1:]
+    row_major = per_column == 1 and per_row >= columns
+    column_major = per_row == 1 and per_column >= rows
+    if (row_major or column_major) and per_expert >= 0:
+        return array
+    return array.contiguous() if tensors.is_torch(array) else np.ascontiguousarray(array)
+
+
+def _as_float32(array: Any) -> np.ndarray:
+    if tensors.is_torch(array):
+        return array.float().numpy()
+    return array.astype(np.float32)

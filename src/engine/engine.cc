@@ -1,0 +1,115 @@
+#include "src/engine/engine.h"
+
+#include <algorithm>
+
+#include "cpu/cpu_info.h"
+#include "cpu/dispatch.h"
+#include "src/error.h"
+
+namespace moerun {
+namespace {
+
+constexpr const char* kPhaseNames[cpu::kPhases] = {"convert", "gate_up", "down"};
+
+// Books what a batch did into its layer's statistics and the timeline.
+class Bookkeeper : public cpu::Observer {
+ public:
+  Bookkeeper(Layer& layer, Trace& trace) : layer_(layer), trace_(trace) {}
+
+  void on_groups(const cpu::Groups& groups) override {
+    for (int64_t a = 0; a < groups.active(); ++a)
+      layer_.stats.expert_tokens[groups.experts[a]] += groups.offsets[a + 1] - groups.offsets[a];
+    layer_.stats.weight_bytes += groups.active() * layer_.expert_bytes();
+  }
+
+  void on_spans(const std::vector<std::array<cpu::Span, cpu::kPhases>>& by_thread, int64_t tokens) override {
+    auto begin = cpu::Clock::time_point::max(), end = cpu::Clock::time_point::min();
+    for (size_t thread = 0; thread < by_thread.size(); ++thread)
+      for (int phase = 0; phase < cpu::kPhases; ++phase) {
+        const cpu::Span& span = by_thread[thread][phase];
+        if (span.begin == span.end) continue;
+        begin = std::min(begin, span.begin);
+        end = std::max(end, span.end);
+        trace_.record({.name = kPhaseNames[phase],
+                       .lane = {Lane::cpu, static_cast<int>(thread)},
+                       .layer = layer_.index(),
+                       .tokens = tokens,
+                       .begin = span.begin,
+                       .end = span.end});
+      }
+    layer_.stats.tokens += tokens;
+    if (begin < end) layer_.stats.seconds += std::chrono::duration<double>(end - begin).count();
+  }
+
+ private:
+  Layer& layer_;
+  Trace& trace_;
+};
+
+}  // namespace
+
+Engine::Engine(const EngineOptions& options)
+    : fork_generation_(cpu::fork_generation()),
+      isa_(cpu::choose_kernels(options.isa).isa),
+      forward_(cpu::choose_kernels(options.isa), options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores) {}
+
+std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
+                                         std::shared_ptr<void> owner) {
+  check_usable();
+  const std::lock_guard lock(mutex_);
+  layers_.push_back(
+      std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner)));
+  return layers_.back();
+}
+
+void Engine::forward(Layer& layer, const cpu::Batch& batch) {
+  check_usable();
+  // In the child of a fork, the calling thread may still carry the parent's pool of OpenMP threads, which do not exist
+  // here; the scheduler's thread is new and has none.
+  if (fork_generation_ > 0) {
+    const auto job = scheduler_.submit([this, &layer, &batch] { compute(layer, batch); });
+    while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
+    return job->rethrow();
+  }
+  compute(layer, batch);
+}
+
+std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
+  check_usable();
+  return scheduler_.submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
+}
+
+void Engine::compute(Layer& layer, const cpu::Batch& batch) {
+  const std::lock_guard lock(mutex_);
+  Bookkeeper bookkeeper(layer, trace_);
+  forward_.run(layer.view(), batch, bookkeeper);
+  ++layer.stats.batches;
+}
+
+EngineStats Engine::stats() const {
+  const std::lock_guard lock(mutex_);
+  EngineStats s;
+  s.cpu_threads = forward_.team().size();
+  s.isa = isa_;
+  s.workspace_bytes = forward_.workspace_bytes();
+  for (const auto& layer : layers_) s.layers.push_back(layer->stats);
+  return s;
+}
+
+void Engine::close() {
+  closed_ = true;
+  if (fork_generation_ == cpu::fork_generation())
+    scheduler_.stop();
+  else
+    scheduler_.abandon();
+}
+
+void Engine::check_usable() const {
+  if (closed_) throw InvalidState("the engine is closed; create a new one");
+  if (fork_generation_ != cpu::fork_generation())
+    throw InvalidState(
+        "this engine was created before fork(), and its threads do not exist in this process; create the engine in the "
+        "child, or start workers with multiprocessing's 'spawn'");
+}
+
+}  // namespace moerun

@@ -1,0 +1,64 @@
+// Owns everything: layers, the CPU team with its workspace, the scheduler's thread, statistics and the timeline.
+// python/bindings calls it; it calls cpu/ for the work. One batch computes at a time, on cpu_threads threads of which
+// the calling one (forward) or the scheduler's (submit) is the first.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cpu/moe_forward.h"
+#include "src/engine/layer.h"
+#include "src/scheduler/scheduler.h"
+#include "src/trace/trace.h"
+
+namespace moerun {
+
+struct EngineOptions {
+  int cpu_threads = 0;  // 0: all usable cores
+  std::string isa;      // empty: the best, or MOERUN_ISA
+};
+
+struct EngineStats {
+  int cpu_threads = 0;
+  std::string isa;
+  int64_t workspace_bytes = 0;
+  std::vector<LayerStats> layers;
+};
+
+class Engine {
+ public:
+  explicit Engine(const EngineOptions& options);
+  ~Engine() { close(); }
+
+  std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts, std::shared_ptr<void> owner);
+
+  // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
+  void forward(Layer& layer, const cpu::Batch& batch);
+
+  // Returns at once; the memory behind `batch` must live until the job is done.
+  std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+
+  EngineStats stats() const;
+  void write_trace(const std::string& path) const { trace_.write(path); }
+
+  // Finishes submitted work; later calls throw InvalidState. Idempotent.
+  void close();
+  bool closed() const { return closed_; }
+
+ private:
+  void check_usable() const;
+  void compute(Layer& layer, const cpu::Batch& batch);
+
+  const int fork_generation_;
+  const std::string isa_;
+  std::atomic<bool> closed_{false};
+  mutable std::mutex mutex_;  // guards all below but the scheduler and the trace, which guard themselves
+  cpu::MoeForward forward_;
+  std::vector<std::shared_ptr<Layer>> layers_;
+  Trace trace_;
+  Scheduler scheduler_;
+};
+
+}  // namespace moerun

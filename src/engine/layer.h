@@ -1,0 +1,46 @@
+// One layer of experts as the engine keeps it: its shape, where its weights lie, and what it has done so far.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/moe_forward.h"
+#include "src/types.h"
+
+namespace moerun {
+
+struct LayerShape {
+  int64_t num_experts = 0, hidden = 0, inter = 0, top_k = 0;
+  DType weights_type = DType::f32;
+  ActivationSpec activation;
+};
+
+struct LayerStats {
+  int64_t batches = 0;
+  int64_t tokens = 0;
+  int64_t weight_bytes = 0;            // of experts that were active, once per batch
+  double seconds = 0;                  // from the first thread's start to the last one's end
+  std::vector<int64_t> expert_tokens;  // [num_experts] tokens that each expert has served
+};
+
+class Layer {
+ public:
+  // `owner` keeps the memory behind the views alive. Throws InvalidArgument if sizes or strides are not supported.
+  Layer(int index, const LayerShape& shape, std::vector<ExpertView> experts, std::shared_ptr<void> owner);
+
+  int index() const { return index_; }
+  const LayerShape& shape() const { return shape_; }
+  cpu::LayerView view() const;
+  int64_t expert_bytes() const;  // the weights of one expert, without biases
+
+  LayerStats stats;  // guarded by the engine
+
+ private:
+  const int index_;
+  const LayerShape shape_;
+  const std::vector<ExpertView> experts_;
+  const std::shared_ptr<void> owner_;
+};
+
+}  // namespace moerun

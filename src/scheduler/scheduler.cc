@@ -1,0 +1,67 @@
+#include "src/scheduler/scheduler.h"
+
+#include "src/error.h"
+
+namespace moerun {
+
+void Job::run() noexcept {
+  try {
+    work_();
+  } catch (...) {
+    error_ = std::current_exception();
+  }
+  work_ = nullptr;
+  const std::lock_guard lock(mutex_);
+  done_ = true;
+  finished_.notify_all();
+}
+
+bool Job::wait_for(std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  return finished_.wait_for(lock, patience, [&] { return done_; });
+}
+
+void Job::rethrow() const {
+  if (error_) std::rethrow_exception(error_);
+}
+
+std::shared_ptr<Job> Scheduler::submit(std::function<void()> work) {
+  auto job = std::make_shared<Job>(std::move(work));
+  {
+    const std::lock_guard lock(mutex_);
+    if (stopping_) throw InvalidState("the engine is closed; create a new one");
+    if (!thread_.joinable()) thread_ = std::thread([this] { loop(); });
+    queue_.push_back(job);
+  }
+  arrived_.notify_one();
+  return job;
+}
+
+void Scheduler::stop() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  arrived_.notify_one();
+  if (thread_.joinable()) thread_.join();
+}
+
+void Scheduler::abandon() noexcept {
+  if (thread_.joinable()) thread_.detach();
+}
+
+void Scheduler::loop() {
+  for (;;) {
+    std::shared_ptr<Job> job;
+    {
+      std::unique_lock lock(mutex_);
+      arrived_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+      if (queue_.empty()) return;
+      job = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    job->run();
+  }
+}
+
+}  // namespace moerun
