@@ -13,9 +13,10 @@ namespace {
 constexpr int64_t kPad = 64;  // rows of activations are zero-padded to a multiple of any kernel's step
 constexpr int64_t kRowsMultiple = 32;  // work items are whole panels of any instruction set
 
-// One work item of weights: long enough for the hardware prefetcher to pay, short enough that nobody waits long at the
-// end. Heuristic: about 10 us at 25 GB/s.
+// A work item: at least kItemBytes of weights, so that the hardware prefetcher pays (heuristic: about 10 us at 25 GB/s),
+// and no more items than kItemsPerThread, so that activations are reused, while nobody waits long at the end.
 constexpr int64_t kItemBytes = 256 << 10;
+constexpr int64_t kItemsPerThread = 32;
 
 // Gate-up results of a part of a batch stay in a typical L3; more tokens are done in several parts, each of which reads
 // the weights again, which is cheap when every expert has hundreds of tokens.
@@ -24,9 +25,10 @@ constexpr int64_t kPartTokensMin = 512;
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-int64_t rows_per_item(int64_t rows, int64_t bytes_per_row) {
-  return std::clamp(round_up(kItemBytes / std::max<int64_t>(bytes_per_row, 1), kRowsMultiple), kRowsMultiple,
-                    round_up(rows, kRowsMultiple));
+// `copies` matrices of `rows` rows (and as many experts' as that) are to be split; how many rows make an item?
+int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
+  const int64_t by_bytes = kItemBytes / bytes_per_row, by_count = rows * copies / (kItemsPerThread * threads);
+  return std::min(round_up(std::max<int64_t>({by_bytes, by_count, 1}), kRowsMultiple), round_up(rows, kRowsMultiple));
 }
 
 int64_t tokens_per_part(const LayerView& layer, const Batch& batch, int64_t activation_bytes) {
@@ -101,9 +103,10 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
 
   const int64_t weight_bytes = size_of(layer.weights_type);
-  const int64_t up_rows = rows_per_item(layer.inter, 2 * layer.hidden * weight_bytes);
+  const int64_t active = std::max<int64_t>(groups_.active(), 1);
+  const int64_t up_rows = rows_per_item(layer.inter, active, 2 * layer.hidden * weight_bytes, team_.size());
   const int64_t up_items = (layer.inter + up_rows - 1) / up_rows;
-  const int64_t down_rows = rows_per_item(layer.hidden, std::max<int64_t>(groups_.active(), 1) * layer.inter * weight_bytes);
+  const int64_t down_rows = rows_per_item(layer.hidden, 1, active * layer.inter * weight_bytes, team_.size());
   const int64_t down_items = (layer.hidden + down_rows - 1) / down_rows;
   for (WorkRanges& w : work_) w.reset();
   std::fill(spans_.begin(), spans_.end(), std::array<Span, kPhases>{});

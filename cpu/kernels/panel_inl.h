@@ -8,7 +8,8 @@
 // matrices (gate and up) or two neighbouring row groups (down). One thread; the panel lives in L1 and L2.
 // Operations: 2 loads and M broadcasts feed 2 M multiply-adds; with M = 12 that is above 98 % of peak (measured).
 // Bytes: the rows once for every token block. Packing costs as much as about four tokens; it transposes lanes x lanes
-// blocks in registers. While a panel is multiplied, the rows of the next one are prefetched into L2.
+// blocks in registers. All the while the rows of the next panel are prefetched into L2, line after line: the order in
+// which the hardware prefetcher runs ahead by itself (software prefetches alone stop at about 15 GB/s a core here).
 // Weakness: below about 12 tokens packing dominates; rows_inl.h serves those.
 #pragma once
 #include <cstdint>
@@ -33,10 +34,43 @@ inline const char* element(const MatrixView& m, int64_t row, int64_t k) {
   return static_cast<const char*>(m.data) + (row * m.row_stride + k * m.col_stride) * size_of(W);
 }
 
-// What to bring into L2 meanwhile: `count` rows of `bytes` each from each of two places.
-struct Prefetch {
-  const char* place[2] = {nullptr, nullptr};
-  int64_t stride = 0;  // bytes
+// The memory of the next panel, to be brought into L2 in small portions meanwhile: one run of bytes for each half.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const char* first, const char* second, int64_t bytes) : run_{first, second}, left_{bytes, bytes} {}
+
+  // Where the next `lines` cache lines to prefetch begin; null when all is done.
+  const char* take(int64_t lines) {
+    const int half = left_[0] > 0 ? 0 : 1;
+    if (left_[half] <= 0) return nullptr;
+    const char* begin = run_[half];
+    run_[half] += lines * 64;
+    left_[half] -= lines * 64;
+    return begin;
+  }
+
+ private:
+  const char* run_[2] = {nullptr, nullptr};
+  int64_t left_[2] = {0, 0};
+};
+
+inline void prefetch_lines(const char*& from, int lines) {
+  if (!from) return;
+  for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from, 0, 2);
+}
+
+// How many lines to prefetch per block packed and per run multiplied, in proportion to the cycles that these take.
+template <class D>
+struct Pace {
+  static constexpr int kPackCycles = 5 * Simd::lanes;  // measured, a block of lanes x step
+  static constexpr int kLines = 2 * Simd::lanes * D::step * size_of(D::weight_type) / 64;
+  int64_t cycles;  // for one step of K: two blocks packed, and step / group entries times all tokens
+  explicit Pace(int64_t tokens) : cycles(2 * kPackCycles + D::step / D::group * tokens) {}
+  int per_block() const { return static_cast<int>((kLines * kPackCycles + cycles - 1) / cycles); }
+  int per_run(int64_t tokens) const {
+    return static_cast<int>((kLines * (D::step / D::group) * tokens + cycles - 1) / cycles);
+  }
 };
 
 template <class D>
@@ -57,9 +91,12 @@ inline void pack_contiguous(const RowGroup& g, int64_t k0, int64_t k_count, type
 
 // Full blocks of contiguous rows: the same without the tests.
 template <class D>
-inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
+inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel, Ahead& ahead,
+                                 int lines) {
   constexpr DType W = D::weight_type;
+  const char* soon = ahead.take(lines * (k_count / D::step));
   for (int64_t k = 0; k < k_count; k += D::step) {
+    prefetch_lines(soon, lines);
     typename D::Vec r[Simd::lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < Simd::lanes; ++i) r[i] = D::weights(element<W>(g.matrix, g.row + i, k0 + k));
@@ -97,19 +134,20 @@ inline void pack_columns(const RowGroup& g, int64_t k0, int64_t k_count, typenam
 }
 
 template <class D>
-inline void pack(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
+inline void pack(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel, Ahead& ahead, int lines) {
   if (g.matrix.col_stride != 1) return pack_columns<D>(g, k0, k_count, panel);
-  if (g.count == Simd::lanes && k_count % D::step == 0) return pack_contiguous_full<D>(g, k0, k_count, panel);
+  if (g.count == Simd::lanes && k_count % D::step == 0) 
+    return pack_contiguous_full<D>(g, k0, k_count, panel, ahead, lines);
   pack_contiguous<D>(g, k0, k_count, panel);
 }
 
 // One tile: M tokens times one panel. `groups` panel entries; x[m] points at the block's first k. Accumulators start
-// from c unless this is the first block of K. Between runs of 64 bytes of K, rows [from, to) of `next` are prefetched.
+// from c unless this is the first block of K. After each step of K, `lines` lines are prefetched from `soon` on.
 template <class D, int M>
 void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename D::X* const* x, int64_t k0, bool first,
-                   float* c, const Prefetch& next, int from, int to) {
+                   float* c, const char* soon, int lines) {
   constexpr int lanes = Simd::lanes;
-  constexpr int64_t run = 64 / size_of(D::weight_type) / D::group;
+  constexpr int64_t run = D::step / D::group;
   const typename D::X* row[M];
   typename D::Acc sum[M][2];
 #pragma GCC unroll 12
@@ -120,8 +158,7 @@ void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename 
   }
   for (int64_t begin = 0; begin < groups; begin += run) {
     const int64_t end = smaller(begin + run, groups);
-    for (int j = from; j < to; ++j)
-      __builtin_prefetch(next.place[j / lanes] + (j % lanes) * next.stride + begin / run * 64, 0, 2);
+    prefetch_lines(soon, lines);
     for (int64_t k = begin; k < end; ++k) {
       const typename D::Vec w0 = panel[2 * k], w1 = panel[2 * k + 1];
 #pragma GCC unroll 12
@@ -141,7 +178,7 @@ void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename 
 
 template <class D>
 using Tile = void (*)(const typename D::Vec*, int64_t, const typename D::X* const*, int64_t, bool, float*,
-                      const Prefetch&, int, int);
+                      const char*, int);
 
 template <class D, int... M>
 inline Tile<D> choose_tile(int64_t tokens, std::integer_sequence<int, M...>) {
@@ -155,23 +192,23 @@ void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_bloc
                     int64_t tokens, float* c, void* panel_memory, const RowGroup* next) {
   constexpr int lanes = Simd::lanes;
   auto* panel = static_cast<typename D::Vec*>(panel_memory);
+  const int64_t blocks = (k_count + k_block - 1) / k_block;
+  k_block = ((k_count + blocks - 1) / blocks + 63) / 64 * 64;  // as even as can be
   const int64_t tiles = (tokens + Simd::tile_tokens - 1) / Simd::tile_tokens;
+  const Pace<D> pace(tokens);
+  Ahead ahead;
+  if (next && next[0].matrix.col_stride == 1) {
+    const auto begin = [&](const RowGroup& g) { return element<D::weight_type>(g.matrix, g.row, 0); };
+    ahead = Ahead(begin(next[0]), begin(next[1]), lanes * next[0].matrix.row_stride * size_of(D::weight_type));
+  }
   for (int64_t k0 = 0; k0 < k_count; k0 += k_block) {
-    const int64_t block = smaller(k_block, k_count - k0);
-    for (int half = 0; half < 2; ++half) pack<D>(halves[half], k0, block, panel + half);
-    const int64_t k_next = k0 + k_block < k_count ? k0 + k_block : 0;
-    const RowGroup* soon = k_next ? halves : next;
-    Prefetch ahead;
-    if (soon && soon[0].matrix.col_stride == 1) {
-      for (int half = 0; half < 2; ++half)
-        ahead.place[half] = element<D::weight_type>(soon[half].matrix, soon[half].row, k_next);
-      ahead.stride = soon[0].matrix.row_stride * size_of(D::weight_type);
-    }
+    const int64_t block = smaller(k_block, k_count - k0), entries = (block + D::group - 1) / D::group;
+    for (int half = 0; half < 2; ++half) pack<D>(halves[half], k0, block, panel + half, ahead, pace.per_block());
     for (int64_t t = 0, m = 0; t < tiles; ++t) {
       const int64_t size = (tokens - m + tiles - t - 1) / (tiles - t);  // as even as can be
-      const int from = ahead.stride ? 2 * lanes * t / tiles : 0, to = ahead.stride ? 2 * lanes * (t + 1) / tiles : 0;
       const auto tile = choose_tile<D>(size, std::make_integer_sequence<int, Simd::tile_tokens>{});
-      tile(panel, (block + D::group - 1) / D::group, x + m, k0, k0 == 0, c + m * 2 * lanes, ahead, from, to);
+      const int lines = pace.per_run(size);
+      tile(panel, entries, x + m, k0, k0 == 0, c + m * 2 * lanes, ahead.take(lines * (block / D::step)), lines);
       m += size;
     }
   }
