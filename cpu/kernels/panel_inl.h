@@ -15,12 +15,11 @@
 #include <cstdint>
 #include <utility>
 
+#include "cpu/kernels/rows_inl.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }  // std::min would be linked across instruction sets
 
 // The rows [row, row + count) of a matrix, count <= lanes; the missing ones are zero.
 struct RowGroup {
