@@ -145,9 +145,9 @@ def save_random_checkpoint(
 ) -> PreTrainedModel:
     """Saves a random model of `family` into `folder` and returns it, in eval mode, with the saved numbers.
 
-    `dtype` is "fp32", "fp16" or "bf16". With `fused`, the experts of a layer are saved as transformers 5 holds
-    them in memory (one 3-D tensor for gate and up, one for down); otherwise under the family's published names.
-    `config_overrides` go to the config class on top of FAMILIES.
+    `dtype` is "fp32", "fp16" or "bf16". With `fused`, the experts of a layer are saved as transformers 5
+    holds them in memory (one 3-D tensor for gate and up, one for down); otherwise under the family's
+    published names. `config_overrides` go to the config class on top of FAMILIES.
     """
     config_class, family_fields = FAMILIES[family]
     config = config_class(**{**_COMMON, **family_fields, **config_overrides})
@@ -160,7 +160,7 @@ def save_random_checkpoint(
 
 
 def _perturb_constants(model: PreTrainedModel) -> None:
-    """Adds noise to norms, biases and router corrections, which start as ones and zeros: a lost one must show."""
+    """Adds noise to what starts as ones or zeros (norms, biases, corrections), so that a lost one shows."""
     vectors = [p for name, p in model.named_parameters() if p.dim() == 1 or name.endswith("bias")]
     vectors += [b for name, b in model.named_buffers() if name.endswith("e_score_correction_bias")]
     with torch.no_grad():
