@@ -6,6 +6,7 @@ A folder holds model.safetensors, or shards with model.safetensors.index.json, o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +34,9 @@ def index_tensors(folder: Path) -> TensorIndex:
         No safetensors file, a broken header, a missing shard, a tensor that is not in the shard that the
         index names or that two shards hold, a shard outside of the folder.
     """
-    if (folder / SINGLE_FILE).is_symlink() or (folder / SINGLE_FILE).exists():
+    if os.path.lexists(folder / SINGLE_FILE):
         return _merge([_read_shard(folder, SINGLE_FILE, named_by=folder)])
-    if (folder / INDEX_FILE).is_symlink() or (folder / INDEX_FILE).exists():
+    if os.path.lexists(folder / INDEX_FILE):
         return _follow_weight_map(folder)
     names = sorted(file.name for file in folder.glob("*.safetensors"))
     if not names:
@@ -88,7 +89,7 @@ def _read_shard(folder: Path, shard: str, named_by: Path) -> Header:
             named_by,
             f"file {shown(shard)}",
             f"a file inside of {folder}",
-            f"one that lies at {path.resolve()}",
+            f"one that lies at {os.path.realpath(path)}",
             "Put the files themselves into the folder, or pass the folder that holds them",
         )
     return read_header(path)
@@ -99,7 +100,8 @@ def _stays_inside(folder: Path, path: Path) -> bool:
 
     The cache stores models--x--y/snapshots/REVISION/FILE as a link to models--x--y/blobs/HASH.
     """
-    allowed = [folder.resolve()]
+    # Path.resolve would raise on a link to itself; so, opening the file says what is wrong with it.
+    allowed = [Path(os.path.realpath(folder))]
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parent.parent / "blobs")
-    return any(path.resolve().is_relative_to(root) for root in allowed)
+    return any(Path(os.path.realpath(path)).is_relative_to(root) for root in allowed)

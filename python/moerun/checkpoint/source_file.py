@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from moerun.checkpoint.problem import problem, shown
-from moerun.errors import CheckpointError
 
 MAX_JSON_BYTES = 100_000_000  # the safetensors library's own limit on a header
 
@@ -61,13 +60,9 @@ def parse_json(text: bytes, path: Path, where: str, unique_keys: bool) -> Any:
                 text.decode("utf-8"), object_pairs_hook=_unique_dict, parse_constant=_refuse_constant
             )
         return json.loads(text.decode("utf-8"))
-    except CheckpointError:
-        raise
     except RecursionError as error:
         raise problem(path, where, "JSON of ordinary depth", "nesting beyond Python's limit") from error
-    except (
-        ValueError
-    ) as error:  # JSONDecodeError, UnicodeDecodeError, integers of more digits than Python reads
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError, an integer too long for Python
         raise problem(path, where, "valid JSON in UTF-8", f"broken JSON ({error})") from error
 
 
