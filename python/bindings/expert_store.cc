@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <string>
 
+#include "python/bindings/bindings.h"
 #include "src/expert_store/mapped_file.h"
 
 namespace py = pybind11;
 
+namespace moerun {
+
 void bind_expert_store(py::module_& m) {
-  using moerun::MappedFile;
   py::class_<MappedFile>(
       m, "MappedFile", py::buffer_protocol(),
       "One file, mapped read-only; a read-only buffer of its bytes. CheckpointError if it cannot be "
@@ -20,7 +22,7 @@ void bind_expert_store(py::module_& m) {
           "Address of the first byte. Valid for as long as this object lives.")
       .def_property_readonly("size", &MappedFile::size, "Length in bytes.")
       .def_property_readonly("path", &MappedFile::path)
-      .def("prefetch", &MappedFile::Prefetch, py::arg("offset"), py::arg("bytes"),
+      .def("prefetch", &MappedFile::prefetch, py::arg("offset"), py::arg("bytes"),
            py::call_guard<py::gil_scoped_release>(),
            "Asks the kernel to start reading these bytes into memory; does not wait.")
       .def_buffer([](const MappedFile& file) {
@@ -29,3 +31,5 @@ void bind_expert_store(py::module_& m) {
                                /*readonly=*/true);
       });
 }
+
+}  // namespace moerun

@@ -72,7 +72,7 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
-void MappedFile::Prefetch(uint64_t offset, uint64_t bytes) const {
+void MappedFile::prefetch(uint64_t offset, uint64_t bytes) const {
   if (offset > size_ || bytes > size_ - offset) {
     throw InvalidArgument("prefetch of " + std::to_string(bytes) + " bytes at " + std::to_string(offset) +
                           ", but " + path_ + " has " + std::to_string(size_) + "; pass a part of the file");

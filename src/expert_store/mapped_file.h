@@ -27,7 +27,7 @@ class MappedFile {
 
   // Asks the kernel to start reading a part of the file into memory, and returns without waiting for it.
   // Throws InvalidArgument if the part is not inside of the file.
-  void Prefetch(uint64_t offset, uint64_t bytes) const;
+  void prefetch(uint64_t offset, uint64_t bytes) const;
 
  private:
   std::string path_;

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from raw_safetensors import entry, write_safetensors
-
 from moerun.checkpoint.index import INDEX_FILE, SINGLE_FILE, index_tensors
 from moerun.errors import CheckpointError
+from raw_safetensors import entry, write_safetensors
 
 
 def shard(path: Path, *names: str) -> Path:

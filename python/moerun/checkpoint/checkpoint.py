@@ -6,11 +6,13 @@ the files of experts when they are asked for, and uses them where they lie.
 
 from __future__ import annotations
 
+import operator
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from moerun.checkpoint.config import read_config
 from moerun.checkpoint.experts import find_experts
 from moerun.checkpoint.families import FAMILIES, family_of, num_layers
@@ -24,6 +26,7 @@ from moerun.layer_spec import ExpertMemory, LayerSpec
 
 if TYPE_CHECKING:
     import torch
+
     from moerun._core import MappedFile
 
 
@@ -136,8 +139,7 @@ class Checkpoint:
         CheckpointError
             A file cannot be mapped, or is not as long as it was when the checkpoint was opened.
         """
-        self._check_layer(layer_index)
-        prefix = self._experts.prefix(layer_index)
+        prefix = self._experts.prefix(self._check_layer(layer_index))
         layout = self._experts.layout
         files: dict[Path, MappedFile] = {}
 
@@ -190,8 +192,7 @@ class Checkpoint:
         ValueError, RuntimeError, CheckpointError
             As `experts`.
         """
-        self._check_layer(layer_index)
-        prefix = self._experts.prefix(layer_index)
+        prefix = self._experts.prefix(self._check_layer(layer_index))
         for name, _ in self._experts.layout.weights(self._sizes):
             tensor = self._index.tensors[prefix + name]
             self._map(tensor.file).prefetch(tensor.offset, tensor.nbytes)
@@ -217,9 +218,11 @@ class Checkpoint:
             f"in {self.expert_dtype}{state})"
         )
 
-    def _check_layer(self, layer_index: int) -> None:
-        if layer_index not in self._experts.layers:
-            raise ValueError(f"layer {layer_index!r} has no experts; the layers {self.moe_layers} have")
+    def _check_layer(self, layer_index: int) -> int:
+        layer = int(operator.index(layer_index))
+        if layer not in self._experts.layers:
+            raise ValueError(f"layer {layer} has no experts; the layers {self.moe_layers} have")
+        return layer
 
     def _check_open(self) -> None:
         if self._closed:

@@ -5,6 +5,7 @@ methods of quantisation it refuses by name. A format that gets a reader leaves t
 from __future__ import annotations
 
 import numpy as np
+
 from moerun.checkpoint.config import ModelConfig
 from moerun.checkpoint.problem import problem, shown
 

@@ -124,11 +124,12 @@ def _check_entry(path: Path, name: str, entry: Any, data_start: int) -> TensorIn
     if 0 in shape:
         bits = 0
     begin, end = offsets
-    if (end - begin) * 8 != bits:
+    needed = bits // 8 if bits % 8 == 0 else bits / 8
+    if end - begin != needed:
         raise problem(
             path,
             where,
-            f"data_offsets that span the {bits / 8:g} bytes of {dtype} {shown(shape)}",
+            f"data_offsets that span the {needed} bytes of {dtype} {shown(shape)}",
             f"{shown(offsets)}, which span {end - begin}",
         )
     return TensorInfo(name, path, dtype, tuple(shape), data_start + begin, end - begin)
