@@ -18,9 +18,9 @@ namespace {
 
 // Linux reads at most the device's largest request per call and ignores the rest
 // (force_page_cache_readahead); 128 KiB is its default readahead, which every device takes.
-constexpr uint64_t kReadaheadBytes = 128 << 10;
+constexpr uint64_t kReadaheadBytes = 128 * 1024;
 
-FileError Error(const std::string& path, const std::string& what, int code) {
+FileError error(const std::string& path, const std::string& what, int code) {
   return FileError(path + ": cannot " + what + ": " + std::generic_category().message(code));
 }
 
@@ -35,9 +35,9 @@ struct Descriptor {
 MappedFile::MappedFile(std::string path, uint64_t expected_bytes) : path_(std::move(path)) {
   // O_NONBLOCK: a named pipe must fail below, not wait for a writer.
   const Descriptor file{open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  if (file.fd < 0) throw Error(path_, "open", errno);
+  if (file.fd < 0) throw error(path_, "open", errno);
   struct stat status;
-  if (fstat(file.fd, &status) != 0) throw Error(path_, "read the size", errno);
+  if (fstat(file.fd, &status) != 0) throw error(path_, "read the size", errno);
   if (!S_ISREG(status.st_mode))
     throw FileError(path_ + ": expected a regular file, found a directory, pipe or device");
   size_ = static_cast<uint64_t>(status.st_size);
@@ -50,7 +50,7 @@ MappedFile::MappedFile(std::string path, uint64_t expected_bytes) : path_(std::m
   // Shared: these are the page cache's own pages. Private would mean the same until the first write, and
   // there is none.
   void* data = mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.fd, 0);
-  if (data == MAP_FAILED) throw Error(path_, "map", errno);
+  if (data == MAP_FAILED) throw error(path_, "map", errno);
   data_ = static_cast<std::byte*>(data);
   // Fewer TLB misses where the file system has large pages for file data; elsewhere an error without effect.
   madvise(data_, size_, MADV_HUGEPAGE);

@@ -57,8 +57,25 @@ def assert_refused(folder: Path, *words: str) -> None:
 # The folder and its config.
 
 
+def test_a_folder_without_permission(folder: Path, drop_privileges: Callable[[], None]) -> None:
+    folder.chmod(0)
+    drop_privileges()
+    assert_refused(folder, str(folder), "found Permission denied")
+
+
+def test_a_relative_path_survives_a_change_of_directory(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    checkpoint = moerun.Checkpoint(folder.name)
+    monkeypatch.chdir("/")
+    assert checkpoint.path == folder
+    assert checkpoint.experts(0).owner[0].path == str(folder / "model.safetensors")
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    assert_refused(tmp_path / "none", str(tmp_path / "none"), "expected a folder", "found nothing")
+    words = ("expected a folder", "found No such file", "hf download")
+    assert_refused(tmp_path / "none", str(tmp_path / "none"), *words)
 
 
 def test_a_file_instead_of_a_folder(folder: Path) -> None:

@@ -81,9 +81,8 @@ def test_no_safetensors_file(tmp_path: Path) -> None:
 def test_a_missing_shard(tmp_path: Path) -> None:
     shard(tmp_path / "1.safetensors", "a")
     write_index(tmp_path, {"a": "1.safetensors", "b": "2.safetensors"})
-    assert_refused(
-        tmp_path, str(tmp_path / "2.safetensors"), "expected a readable file", "found No such file"
-    )
+    words = ("tensor 'b'", f"expected this file, as {INDEX_FILE} says", "found no such file", "Download")
+    assert_refused(tmp_path, str(tmp_path / "2.safetensors"), *words)
 
 
 def test_a_tensor_that_is_not_in_its_shard(tmp_path: Path) -> None:

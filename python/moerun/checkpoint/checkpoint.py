@@ -7,6 +7,8 @@ the files of experts when they are asked for, and uses them where they lie.
 from __future__ import annotations
 
 import operator
+import os
+import stat
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +20,7 @@ from moerun.checkpoint.experts import find_experts
 from moerun.checkpoint.families import FAMILIES, family_of, num_layers
 from moerun.checkpoint.formats import refuse_quantised, to_fp32
 from moerun.checkpoint.index import index_tensors
-from moerun.checkpoint.layout import Sizes
-from moerun.checkpoint.problem import problem, shown
-from moerun.checkpoint.safetensors_header import is_text
+from moerun.checkpoint.problem import is_text, problem, shown
 from moerun.checkpoint.torch_view import map_as_torch
 from moerun.layer_spec import ExpertMemory, LayerSpec
 
@@ -28,6 +28,21 @@ if TYPE_CHECKING:
     import torch
 
     from moerun._core import MappedFile
+
+
+def _existing_folder(path: str | PathLike[str]) -> Path:
+    folder = Path(os.path.abspath(os.fspath(path)))  # the process may change its working directory
+    if not is_text(str(folder)) or "\0" in str(folder):
+        raise problem(shown(str(path)), "", "a path in valid Unicode", "one that is not")
+    expected = "a folder with config.json and safetensors files"
+    try:
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except OSError as error:
+        fix = "Models of the Hugging Face hub are downloaded by 'hf download NAME --local-dir FOLDER'"
+        raise problem(folder, "", expected, error.strerror or str(error), fix) from error
+    if not is_folder:
+        raise problem(folder, "", expected, "a file")
+    return folder
 
 
 class Checkpoint:
@@ -52,28 +67,22 @@ class Checkpoint:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self._path = Path(path)
-        if not is_text(str(self._path)) or "\0" in str(self._path):
-            raise problem(shown(str(self._path)), "", "a path in valid Unicode", "one that is not")
-        if not self._path.is_dir():
-            found = "a file" if self._path.exists() else "nothing there"
-            raise problem(self._path, "", "a folder with config.json and safetensors files", found)
+        self._path = _existing_folder(path)
         config = read_config(self._path, FAMILIES)
         self._family, family = family_of(config)
         refuse_quantised(config)
         self._config = config.fields
         self._spec = family.layer_spec(config)
         self._num_layers = num_layers(config)
-        self._sizes = Sizes(self._spec.num_experts, self._spec.hidden_size, self._spec.intermediate_size)
         self._index = index_tensors(self._path)
         layers = family.moe_layers(config)
-        self._experts = find_experts(self._path, self._index, family.layouts, layers, self._sizes)
+        self._experts = find_experts(self._path, self._index, family.layouts, layers, self._spec)
         self._mapped: dict[Path, MappedFile] = {}
         self._closed = False
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder, absolute."""
         return self._path
 
     @property
@@ -104,7 +113,7 @@ class Checkpoint:
     @property
     def expert_bytes(self) -> int:
         """Bytes of one expert's gate, up and down."""
-        return 3 * self._sizes.intermediate * self._sizes.hidden * self._experts.item_bytes
+        return 3 * self._spec.intermediate_size * self._spec.hidden_size * self._experts.item_bytes
 
     @property
     def total_bytes(self) -> int:
@@ -155,7 +164,7 @@ class Checkpoint:
             raw = np.frombuffer(mapped(tensor.file), np.uint8, count=tensor.nbytes, offset=tensor.offset)
             return to_fp32(raw, tensor.dtype).reshape(tensor.shape)
 
-        placement = layout.place(self._sizes, self._experts.item_bytes, address)
+        placement = layout.place(self._spec, self._experts.item_bytes, address)
         biases = layout.read_biases(values)
         return ExpertMemory(
             dtype=self.expert_dtype,
@@ -185,7 +194,7 @@ class Checkpoint:
         return map_as_torch(tensor, self._index.file_bytes[tensor.file])
 
     def prefetch(self, layer_index: int) -> None:
-        """Asks the operating system to start reading a layer's experts from disk; returns without waiting.
+        """Asks the operating system to start reading a layer's experts from disk; does not wait for it.
 
         Raises
         ------
@@ -193,7 +202,7 @@ class Checkpoint:
             As `experts`.
         """
         prefix = self._experts.prefix(self._check_layer(layer_index))
-        for name, _ in self._experts.layout.weights(self._sizes):
+        for name, _ in self._experts.layout.weights(self._spec):
             tensor = self._index.tensors[prefix + name]
             self._map(tensor.file).prefetch(tensor.offset, tensor.nbytes)
 
@@ -209,13 +218,10 @@ class Checkpoint:
         self.close()
 
     def __repr__(self) -> str:
-        experts = (
-            f"{len(self._experts.layers)} with {self._sizes.experts} experts of {self.expert_bytes:,} bytes"
-        )
-        state = ", closed" if self._closed else ""
         return (
-            f"Checkpoint({str(self._path)!r}: {self._family}, {self._num_layers} layers, {experts} "
-            f"in {self.expert_dtype}{state})"
+            f"Checkpoint({str(self._path)!r}: {self._family}, {self._num_layers} layers, "
+            f"{len(self._experts.layers)} of them with {self._spec.num_experts} experts of "
+            f"{self.expert_bytes:,} bytes in {self.expert_dtype}{', closed' if self._closed else ''})"
         )
 
     def _check_layer(self, layer_index: int) -> int:

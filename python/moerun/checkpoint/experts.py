@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from moerun.checkpoint.formats import PLAIN_DTYPES
 from moerun.checkpoint.index import TensorIndex
-from moerun.checkpoint.layout import Layout, Sizes
+from moerun.checkpoint.layout import Layout
 from moerun.checkpoint.problem import problem, shown
 from moerun.checkpoint.safetensors_header import TensorInfo
+from moerun.layer_spec import LayerSpec
 
 # What may stand before "layers.L.": the causal model, the bare model, two ways to be part of a larger model.
 _ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
@@ -32,7 +33,7 @@ class ExpertTensors(NamedTuple):
 
 
 def find_experts(
-    folder: Path, index: TensorIndex, layouts: Sequence[Layout], layers: Iterable[int], sizes: Sizes
+    folder: Path, index: TensorIndex, layouts: Sequence[Layout], layers: Iterable[int], spec: LayerSpec
 ) -> ExpertTensors:
     """Finds out which layout the checkpoint uses and checks every expert tensor of every layer.
 
@@ -44,7 +45,7 @@ def find_experts(
         element size.
     """
     root, layout = _detect(folder, index, layouts)
-    weights, biases = list(layout.weights(sizes)), list(layout.biases(sizes))
+    weights, biases = list(layout.weights(spec)), list(layout.biases(spec))
     first: TensorInfo | None = None
     checked = []
     for layer in layers:

@@ -42,7 +42,7 @@ def every_layer(config: ModelConfig) -> Iterator[int]:
 
 def every_nth_layer(config: ModelConfig) -> Iterator[int]:
     """Every decoder_sparse_step-th layer has experts, unless mlp_only_layers lists it."""
-    step = config.size("decoder_sparse_step") if "decoder_sparse_step" in config.fields else 1
+    step = 1 if config.fields.get("decoder_sparse_step") is None else config.size("decoder_sparse_step")
     dense = set(config.integers("mlp_only_layers"))
     return (layer for layer in range(num_layers(config)) if (layer + 1) % step == 0 and layer not in dense)
 

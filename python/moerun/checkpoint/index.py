@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from moerun.checkpoint.problem import problem, shown
-from moerun.checkpoint.safetensors_header import Header, TensorInfo, is_text, read_header
+from moerun.checkpoint.problem import is_text, problem, shown
+from moerun.checkpoint.safetensors_header import DOWNLOAD_AGAIN, Header, TensorInfo, read_header
 from moerun.checkpoint.source_file import read_json_object
 
 SINGLE_FILE = "model.safetensors"
@@ -57,7 +57,10 @@ def _follow_weight_map(folder: Path) -> TensorIndex:
     for name, shard in weight_map.items():
         if not isinstance(shard, str):
             raise problem(index_file, f"tensor {shown(name)}", "the name of a file", shown(shard))
-    headers = {shard: _read_shard(folder, shard, index_file) for shard in sorted(set(weight_map.values()))}
+    headers: dict[str, Header] = {}
+    for name, shard in weight_map.items():
+        if shard not in headers:
+            headers[shard] = _read_shard(folder, shard, index_file, f"tensor {shown(name)}")
     tensors = {}
     for name, shard in weight_map.items():
         tensor = headers[shard].tensors.get(name)
@@ -79,8 +82,8 @@ def _merge(headers: list[Header]) -> TensorIndex:
     return TensorIndex(tensors, {header.file: header.file_bytes for header in headers})
 
 
-def _read_shard(folder: Path, shard: str, named_by: Path) -> Header:
-    """Reads the header of a shard that `named_by` (the index, or the folder itself) names."""
+def _read_shard(folder: Path, shard: str, named_by: Path, where: str = "") -> Header:
+    """Reads the header of a shard that `named_by`, index or folder, names; `where` is a tensor in it."""
     if "\0" in shard or not is_text(shard):
         raise problem(named_by, "", "file names in valid Unicode", shown(shard))
     path = folder / shard
@@ -92,6 +95,8 @@ def _read_shard(folder: Path, shard: str, named_by: Path) -> Header:
             f"one that lies at {os.path.realpath(path)}",
             "Put the files themselves into the folder, or pass the folder that holds them",
         )
+    if not os.path.lexists(path):
+        raise problem(path, where, f"this file, as {named_by.name} says", "no such file", DOWNLOAD_AGAIN)
     return read_header(path)
 
 
@@ -100,7 +105,7 @@ def _stays_inside(folder: Path, path: Path) -> bool:
 
     The cache stores models--x--y/snapshots/REVISION/FILE as a link to models--x--y/blobs/HASH.
     """
-    # Path.resolve would raise on a link to itself; so, opening the file says what is wrong with it.
+    # Not Path.resolve, which raises on a link to itself: opening the file then says what is wrong with it.
     allowed = [Path(os.path.realpath(folder))]
     if allowed[0].parent.name == "snapshots":
         allowed.append(allowed[0].parent.parent / "blobs")

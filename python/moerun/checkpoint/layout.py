@@ -12,13 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-
-class Sizes(NamedTuple):
-    """num_experts E, hidden_size H, intermediate_size I."""
-
-    experts: int
-    hidden: int
-    intermediate: int
+from moerun.layer_spec import LayerSpec
 
 
 class Placement(NamedTuple):
@@ -52,14 +46,14 @@ class PerExpert:
         """Names of the weights, without the layer's prefix."""
         return self.gate, self.up, self.down
 
-    def weights(self, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def weights(self, spec: LayerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yields every weight tensor's name, without the layer's prefix, and the shape it must have."""
-        for expert in range(sizes.experts):
-            yield self.gate.format(expert=expert), (sizes.intermediate, sizes.hidden)
-            yield self.up.format(expert=expert), (sizes.intermediate, sizes.hidden)
-            yield self.down.format(expert=expert), (sizes.hidden, sizes.intermediate)
+        for expert in range(spec.num_experts):
+            yield self.gate.format(expert=expert), (spec.intermediate_size, spec.hidden_size)
+            yield self.up.format(expert=expert), (spec.intermediate_size, spec.hidden_size)
+            yield self.down.format(expert=expert), (spec.hidden_size, spec.intermediate_size)
 
-    def biases(self, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def biases(self, spec: LayerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yields every bias tensor's name and shape: none in this layout."""
         return iter(())
 
@@ -67,19 +61,19 @@ class PerExpert:
         """Reads the biases; `values` gives a tensor as fp32."""
         return Biases(None, None, None)
 
-    def place(self, sizes: Sizes, item_bytes: int, address: Callable[[str], int]) -> Placement:
+    def place(self, spec: LayerSpec, item_bytes: int, address: Callable[[str], int]) -> Placement:
         """Computes where the matrices lie; `address` gives a tensor's first byte."""
 
         def addresses(template: str) -> np.ndarray:
-            names = (template.format(expert=expert) for expert in range(sizes.experts))
-            return np.fromiter(map(address, names), dtype=np.uint64, count=sizes.experts)
+            names = (template.format(expert=expert) for expert in range(spec.num_experts))
+            return np.fromiter(map(address, names), dtype=np.uint64, count=spec.num_experts)
 
         return Placement(
             addresses(self.gate),
             addresses(self.up),
             addresses(self.down),
-            gate_up_strides=(sizes.hidden, 1),
-            down_strides=(sizes.intermediate, 1),
+            gate_up_strides=(spec.hidden_size, 1),
+            down_strides=(spec.intermediate_size, 1),
         )
 
 
@@ -103,9 +97,9 @@ class Fused:
         """Names of the weights, without the layer's prefix."""
         return self.gate_up, self.down
 
-    def weights(self, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def weights(self, spec: LayerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yields every weight tensor's name, without the layer's prefix, and the shape it must have."""
-        experts, hidden, intermediate = sizes
+        experts, hidden, intermediate = spec.num_experts, spec.hidden_size, spec.intermediate_size
         if self.transposed:
             yield self.gate_up, (experts, hidden, 2 * intermediate)
             yield self.down, (experts, intermediate, hidden)
@@ -113,12 +107,12 @@ class Fused:
             yield self.gate_up, (experts, 2 * intermediate, hidden)
             yield self.down, (experts, hidden, intermediate)
 
-    def biases(self, sizes: Sizes) -> Iterator[tuple[str, tuple[int, ...]]]:
+    def biases(self, spec: LayerSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Yields every bias tensor's name and shape."""
         if self.gate_up_bias:
-            yield self.gate_up_bias, (sizes.experts, 2 * sizes.intermediate)
+            yield self.gate_up_bias, (spec.num_experts, 2 * spec.intermediate_size)
         if self.down_bias:
-            yield self.down_bias, (sizes.experts, sizes.hidden)
+            yield self.down_bias, (spec.num_experts, spec.hidden_size)
 
     def read_biases(self, values: Callable[[str], np.ndarray]) -> Biases:
         """Reads the biases; `values` gives a tensor as fp32."""
@@ -132,9 +126,9 @@ class Fused:
             down = values(self.down_bias)
         return Biases(gate, up, down)
 
-    def place(self, sizes: Sizes, item_bytes: int, address: Callable[[str], int]) -> Placement:
+    def place(self, spec: LayerSpec, item_bytes: int, address: Callable[[str], int]) -> Placement:
         """Computes where the matrices lie; `address` gives a tensor's first byte."""
-        experts, hidden, intermediate = sizes
+        experts, hidden, intermediate = spec.num_experts, spec.hidden_size, spec.intermediate_size
         expert = np.arange(experts, dtype=np.uint64)
         gate = np.uint64(address(self.gate_up)) + expert * np.uint64(2 * intermediate * hidden * item_bytes)
         down = np.uint64(address(self.down)) + expert * np.uint64(hidden * intermediate * item_bytes)

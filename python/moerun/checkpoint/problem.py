@@ -18,6 +18,15 @@ def shown(value: Any) -> str:
     return _shortener.repr(value)
 
 
+def is_text(text: str) -> bool:
+    """False for lone surrogates, which JSON escapes can spell but nothing can print."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def problem(
     file: str | PathLike[str], where: str, expected: str, found: str, fix: str = ""
 ) -> CheckpointError:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moerun.checkpoint.problem import problem, shown
+from moerun.checkpoint.problem import is_text, problem, shown
 from moerun.checkpoint.source_file import MAX_JSON_BYTES, open_regular, parse_json, read_up_to
 
 ITEM_BITS = {
@@ -24,10 +24,9 @@ ITEM_BITS = {
 }
 _FIELDS = {"dtype", "shape", "data_offsets"}
 _LENGTH_BYTES = 8
-_MAX_COUNT = (
-    2**63 - 1
-)  # of bytes or elements, also in the dimensions of a tensor that another dimension empties
-_DOWNLOAD_AGAIN = "Download the file again"
+# Of bits, and of each number in a header: a dimension may be large in a tensor that another one empties.
+_MAX_COUNT = 2**63 - 1
+DOWNLOAD_AGAIN = "Download the file again"
 
 
 class TensorInfo(NamedTuple):
@@ -62,13 +61,13 @@ def read_header(path: Path) -> Header:
     with file:
         start = read_up_to(file, path, _LENGTH_BYTES)
         if len(start) < _LENGTH_BYTES:
-            raise problem(path, "header length", "8 bytes", f"a file of {file_bytes} bytes", _DOWNLOAD_AGAIN)
+            raise problem(path, "header length", "8 bytes", f"a file of {file_bytes} bytes", DOWNLOAD_AGAIN)
         length = int.from_bytes(start, "little")
         _check_length(path, length, start, file_bytes)
         text = read_up_to(file, path, length)
     if len(text) < length:
         raise problem(
-            path, "header", f"{length} bytes", f"{len(text)}: the file was shortened", _DOWNLOAD_AGAIN
+            path, "header", f"{length} bytes", f"{len(text)}: the file was shortened", DOWNLOAD_AGAIN
         )
     entries = parse_json(text, path, "header", unique_keys=True)
     if not isinstance(entries, dict):
@@ -84,7 +83,7 @@ def _check_length(path: Path, length: int, start: bytes, file_bytes: int) -> Non
     if start == b"version ":
         fix = "This looks like a git-lfs pointer, not the file itself: run 'git lfs pull'"
     else:
-        fix = _DOWNLOAD_AGAIN
+        fix = DOWNLOAD_AGAIN
     if length > MAX_JSON_BYTES:
         raise problem(path, "header length", f"at most {MAX_JSON_BYTES} bytes", f"{length} bytes", fix)
     if length > file_bytes - _LENGTH_BYTES:
@@ -155,7 +154,7 @@ def _check_coverage(path: Path, tensors: list[TensorInfo], data_start: int, file
                 previous,
                 f"its bytes up to {position} in the file",
                 f"a file of {file_bytes} bytes: it is truncated or the offsets are out of range",
-                _DOWNLOAD_AGAIN,
+                DOWNLOAD_AGAIN,
             )
     if position != file_bytes:
         raise problem(
@@ -163,18 +162,9 @@ def _check_coverage(path: Path, tensors: list[TensorInfo], data_start: int, file
             "",
             f"{position} bytes, where {previous} ends",
             f"{file_bytes} bytes: something that the header does not describe follows the tensors",
-            _DOWNLOAD_AGAIN,
+            DOWNLOAD_AGAIN,
         )
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= _MAX_COUNT
-
-
-def is_text(text: str) -> bool:
-    """False for lone surrogates, which JSON escapes can spell but nothing can print."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
