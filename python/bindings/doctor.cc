@@ -3,5 +3,4 @@
 
 namespace moerun {
 void bind_doctor(pybind11::module_& m) { m.def("set_openmp_hint", &cpu::set_openmp_hint); }
-void bind_expert_store(pybind11::module_& m) {}
 }  // namespace moerun
