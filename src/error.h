@@ -20,4 +20,9 @@ struct FileError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A file that the user named cannot be written (Python: OSError).
+struct OutputError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
 }  // namespace moerun

@@ -156,8 +156,8 @@ class Engine:
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the latest events as a timeline in Chrome's trace format, one lane per thread.
 
-        Open it in chrome://tracing or ui.perfetto.dev. Raises moerun.CheckpointError's sibling OSError if the file
-        cannot be written.
+        Open it in chrome://tracing or ui.perfetto.dev. Raises OSError if the file cannot be
+        written.
         """
         self._core.write_trace(os.fspath(path))
 
@@ -332,7 +332,10 @@ def _row_stride(array: Any) -> int:
 def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     """Checks the tensors of add_layer against the spec and finds every expert's matrices in them."""
     experts, hidden, inter = spec.num_experts, spec.hidden_size, spec.intermediate_size
-    expected = {"gate_up": (experts, 2 * inter, hidden), "down": (experts, hidden, inter)}
+    expected: dict[str, tuple[int, ...]] = {
+        "gate_up": (experts, 2 * inter, hidden),
+        "down": (experts, hidden, inter),
+    }
     if spec.bias:
         expected |= {"gate_up_bias": (experts, 2 * inter), "down_bias": (experts, hidden)}
     if given.keys() != expected.keys():
@@ -353,7 +356,7 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     per_expert, per_row, per_column = tensors.strides(gate_up)
     base = np.uint64(tensors.address(gate_up))
     gate = base + np.arange(experts, dtype=np.uint64) * np.uint64(per_expert * item)
-    down_step = np.uint64(tensors.strides(down)[0] * item)
+    down_per_expert, down_per_row, down_per_column = tensors.strides(down)
     biases: dict[str, np.ndarray] = {}
     if spec.bias:
         both = _as_float32(arrays["gate_up_bias"])
@@ -366,9 +369,9 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
         dtype=tensors.format_name(gate_up),
         gate=gate,
         up=gate + np.uint64(inter * per_row * item),
-        down=np.uint64(tensors.address(down)) + np.arange(experts, dtype=np.uint64) * down_step,
+        down=np.uint64(tensors.address(down)) + np.arange(experts, dtype=np.uint64) * np.uint64(down_per_expert * item),
         gate_up_strides=(per_row, per_column),
-        down_strides=tensors.strides(down)[1:],
+        down_strides=(down_per_row, down_per_column),
         owner=(gate_up, down),
         **biases,
     )

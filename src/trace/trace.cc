@@ -63,7 +63,7 @@ void Trace::write(const std::string& path) const {
   }
   out << "\n]}\n";
   out.close();
-  if (!out) throw FileError("cannot write the trace to " + path + ": " + std::strerror(errno));
+  if (!out) throw OutputError("cannot write the trace to " + path + ": " + std::strerror(errno));
 }
 
 }  // namespace moerun

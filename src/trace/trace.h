@@ -34,7 +34,7 @@ class Trace {
   // The events kept, oldest first.
   std::vector<TraceEvent> events() const;
 
-  // Writes them as JSON; times in microseconds since the first event kept. Throws FileError.
+  // Writes them as JSON; times in microseconds since the first event kept. Throws OutputError.
   void write(const std::string& path) const;
 
  private:
