@@ -121,6 +121,11 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self._index.tensors.values())
 
     @property
+    def files(self) -> list[Path]:
+        """The safetensors files, in order of their names."""
+        return sorted(self._index.file_bytes)
+
+    @property
     def tensor_names(self) -> list[str]:
         """Names of all tensors, experts and others."""
         return list(self._index.tensors)
