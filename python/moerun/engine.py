@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -170,6 +170,12 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self  # threads and mapped memory exist once; copies of what holds an engine share it
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a moerun.Engine is a part of its process and cannot be pickled; make one where it is needed")
 
     def __repr__(self) -> str:
         state = "closed" if self._core.closed else f"{len(self._layers)} layers"
