@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <stdexcept>
 
 namespace moerun::cuda {
 namespace {
@@ -20,23 +21,23 @@ struct CloseLibrary {
 using Library = std::unique_ptr<void, CloseLibrary>;
 
 // A reason to stop looking; turned into GpuProbe::reason.
-struct Unusable {
-  std::string reason;
+struct Unusable : std::runtime_error {
+  using std::runtime_error::runtime_error;
 };
 
 template <class Function>
 Function* find(const Library& library, const char* symbol) {
   if (void* address = dlsym(library.get(), symbol)) return reinterpret_cast<Function*>(address);
-  throw Unusable{std::string("the library lacks ") + symbol +
-                 "; it is not a CUDA driver, or older than CUDA 6"};
+  throw Unusable(std::string("the library lacks ") + symbol +
+                 "; it is not a CUDA driver, or older than CUDA 6");
 }
 
 void check(const Library& library, Result result, const char* call) {
   if (result == kSuccess) return;
   const char* name = nullptr;
   find<Result(Result, const char**)>(library, "cuGetErrorName")(result, &name);
-  throw Unusable{std::string("the driver is there, but ") + call + " returned " +
-                 (name ? name : "an unknown error") + " (" + std::to_string(result) + ")"};
+  throw Unusable(std::string("the driver is there, but ") + call + " returned " +
+                 (name ? name : "an unknown error") + " (" + std::to_string(result) + ")");
 }
 
 GpuDevice describe(const Library& library, int index) {
@@ -59,14 +60,14 @@ GpuDevice describe(const Library& library, int index) {
 
 void look(GpuProbe& probe) {
   const Library library(dlopen(probe.library.c_str(), RTLD_NOW | RTLD_LOCAL));
-  if (!library) throw Unusable{std::string("no CUDA driver: ") + dlerror()};
+  if (!library) throw Unusable(std::string("no CUDA driver: ") + dlerror());
   check(library, find<Result(unsigned)>(library, "cuInit")(0), "cuInit");
   check(library, find<Result(int*)>(library, "cuDriverGetVersion")(&probe.driver_version),
         "cuDriverGetVersion");
   int count = 0;
   check(library, find<Result(int*)>(library, "cuDeviceGetCount")(&count), "cuDeviceGetCount");
   for (int index = 0; index < count; ++index) probe.devices.push_back(describe(library, index));
-  if (count == 0) throw Unusable{"the driver is there, but it shows no device"};
+  if (count == 0) throw Unusable("the driver is there, but it shows no device");
 }
 
 }  // namespace
@@ -79,7 +80,7 @@ GpuProbe probe_gpu() {
     look(probe);
   } catch (const Unusable& unusable) {
     probe.devices.clear();
-    probe.reason = unusable.reason;
+    probe.reason = unusable.what();
   }
   return probe;
 }

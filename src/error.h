@@ -1,4 +1,5 @@
-// Errors of the core. Each says what happened, why, and how to fix it; python/bindings turns them into exceptions.
+// Errors of the core. Each says what happened, why, and how to fix it; python/bindings turns them into
+// exceptions.
 #pragma once
 #include <stdexcept>
 #include <string>

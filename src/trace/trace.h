@@ -1,5 +1,6 @@
-// A timeline of what each resource did, kept in a ring of the latest events and written in Chrome's trace format
-// (chrome://tracing, ui.perfetto.dev). Producers: the engine's compute sections, one at a time. Consumer: write().
+// A timeline of what each resource did, kept in a ring of the latest events and written in Chrome's trace
+// format (chrome://tracing, ui.perfetto.dev). Producers: the engine's compute sections, one at a time.
+// Consumer: write().
 #pragma once
 #include <chrono>
 #include <cstdint>
