@@ -56,10 +56,27 @@ struct DownArgs {
   Scratch scratch;
 };
 
+// A dense linear layer, for rows [begin, end): out[i, n] = matrix[n] . x[i] + bias[n]
+struct LinearArgs {
+  const MatrixView* matrix;
+  const float* bias;   // [rows] or null
+  int64_t inputs;      // K
+  int64_t begin, end;  // rows of the matrix = columns of out
+  const void* x;       // [count, x_stride] activation type; zero in [inputs, x_stride)
+  int64_t x_stride;    // elements
+  int64_t count;
+  void* out;  // [count, out_stride] of out_type
+  DType out_type;
+  int64_t out_stride;
+  Blocking blocking;
+  Scratch scratch;
+};
+
 // The kernels for one pair of weight format and activation type.
 struct ExpertKernels {
   void (*gate_up)(const GateUpArgs&) = nullptr;
   void (*down)(const DownArgs&) = nullptr;
+  void (*linear)(const LinearArgs&) = nullptr;
 };
 
 // What the machine can do at most, measured by doctor and the benches.

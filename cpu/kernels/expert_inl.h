@@ -153,10 +153,5 @@ void down(const DownArgs& a) {
   }
 }
 
-template <class D>
-constexpr ExpertKernels expert_kernels() {
-  return {gate_up<D>, down<D>};
-}
-
 }  // namespace
 }  // namespace moerun::cpu

@@ -94,6 +94,28 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
   return batch;
 }
 
+cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t outputs, int64_t inputs,
+                            const Strides& strides, uintptr_t bias) {
+  return {.matrix = {reinterpret_cast<const void*>(weight), strides.first, strides.second},
+          .bias = reinterpret_cast<const float*>(bias),
+          .outputs = outputs,
+          .inputs = inputs,
+          .weights_type = weights_type};
+}
+
+void run_linear(Engine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
+                const Rows& out) {
+  cpu::LinearBatch batch;
+  batch.x = reinterpret_cast<const void*>(std::get<0>(x));
+  batch.x_type = std::get<1>(x);
+  batch.x_stride = std::get<2>(x);
+  batch.out = reinterpret_cast<void*>(std::get<0>(out));
+  batch.out_type = std::get<1>(out);
+  batch.out_stride = std::get<2>(out);
+  batch.tokens = tokens;
+  engine.linear(layer, batch);
+}
+
 // Waits in slices, so that Ctrl-C is seen.
 void wait(Job& job) {
   constexpr std::chrono::milliseconds kSlice{50};
@@ -125,6 +147,7 @@ py::dict to_dict(const EngineStats& s) {
   d["cpu_threads"] = s.cpu_threads;
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
+  d["linear_seconds"] = s.linear_seconds;
   d["layers"] = layers;
   return d;
 }
@@ -151,6 +174,10 @@ void bind_engine(py::module_& m) {
     return job.wait_for(std::chrono::milliseconds(0));
   });
 
+  py::class_<cpu::LinearView>(m, "LinearView")
+      .def(py::init(&make_linear), py::arg("weight"), py::arg("weights_type"), py::arg("outputs"),
+           py::arg("inputs"), py::arg("strides"), py::arg("bias"));
+
   py::class_<cpu::Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
            py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
@@ -169,6 +196,8 @@ void bind_engine(py::module_& m) {
           [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
       .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::call_guard<py::gil_scoped_release>())
       .def("stats",
            [](const Engine& e) {

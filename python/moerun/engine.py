@@ -15,6 +15,7 @@ import numpy as np
 
 from moerun import _core, tensors
 from moerun.layer_spec import ExpertMemory, LayerSpec
+from moerun.linear import Linear
 
 if TYPE_CHECKING:
     from moerun.checkpoint import Checkpoint
@@ -117,6 +118,13 @@ class Engine:
         ValueError naming those that have some.
         """
         return self.add_layer(checkpoint.spec(layer_index), checkpoint.experts(layer_index))
+
+    def add_linear(self, weight: Any, bias: Any = None) -> Linear:
+        """A dense linear layer ``[outputs, inputs]`` that runs on this engine's threads, with its kernels.
+
+        For the parts of a model around the experts. Raises ValueError if shapes or types do not fit.
+        """
+        return Linear(self, weight, bias)
 
     def _add(self, spec: LayerSpec, memory: ExpertMemory) -> _core.Layer:
         if len(memory.gate) != spec.num_experts:
@@ -372,11 +380,11 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     down_per_expert, down_per_row, down_per_column = tensors.strides(down)
     biases: dict[str, np.ndarray] = {}
     if spec.bias:
-        both = _as_float32(arrays["gate_up_bias"])
+        both = tensors.to_float32(arrays["gate_up_bias"])
         biases = {
             "gate_bias": np.ascontiguousarray(both[:, :inter]),
             "up_bias": np.ascontiguousarray(both[:, inter:]),
-            "down_bias": np.ascontiguousarray(_as_float32(arrays["down_bias"])),
+            "down_bias": np.ascontiguousarray(tensors.to_float32(arrays["down_bias"])),
         }
     return ExpertMemory(
         dtype=tensors.format_name(gate_up),
@@ -410,9 +418,3 @@ def _matrices(array: Any, quant: str | None) -> Any:
     if (row_major or column_major) and per_expert >= 0:
         return array
     return array.contiguous() if tensors.is_torch(array) else np.ascontiguousarray(array)
-
-
-def _as_float32(array: Any) -> np.ndarray:
-    if tensors.is_torch(array):
-        return array.float().numpy()
-    return array.astype(np.float32)

@@ -95,6 +95,13 @@ def empty_like(array: Any, shape: tuple[int, ...]) -> Any:
     return np.empty(shape, array.dtype)
 
 
+def to_float32(array: Any) -> np.ndarray:
+    """A contiguous float32 copy in numpy."""
+    if is_torch(array):
+        return array.float().contiguous().numpy().copy()
+    return np.ascontiguousarray(array, dtype=np.float32).copy()
+
+
 def float_type(array: Any, what: str) -> _core.DType:
     """The core's name for a float type; raises ValueError, saying what was expected."""
     core = _BY_NAME.get(dtype_name(array))

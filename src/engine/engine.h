@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
 #include "src/engine/layer.h"
 #include "src/scheduler/scheduler.h"
@@ -24,6 +25,7 @@ struct EngineStats {
   int cpu_threads = 0;
   std::string isa;
   int64_t workspace_bytes = 0;
+  double linear_seconds = 0;  // spent in dense linear layers
   std::vector<LayerStats> layers;
 };
 
@@ -41,6 +43,9 @@ class Engine {
   // Returns at once; the memory behind `batch` must live until the job is done.
   std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
 
+  // A dense linear layer on the engine's threads; computes before it returns. Throws as forward does.
+  void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
+
   EngineStats stats() const;
   void write_trace(const std::string& path) const { trace_.write(path); }
 
@@ -51,12 +56,16 @@ class Engine {
  private:
   void check_usable() const;
   void compute(Layer& layer, const cpu::Batch& batch);
+  template <class Work>
+  void run_here(Work&& work);
 
   const int fork_generation_;
   const std::string isa_;
   std::atomic<bool> closed_{false};
   mutable std::mutex mutex_;  // guards all below but the scheduler and the trace, which guard themselves
   cpu::MoeForward forward_;
+  cpu::LinearForward linear_;
+  double linear_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   Scheduler scheduler_;
