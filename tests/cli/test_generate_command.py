@@ -106,10 +106,10 @@ def test_prompt_from_stdin(capsys, demo, greedy_text, monkeypatch):
     assert run(capsys, demo, "-", "--max-new-tokens", 12)[1].startswith(greedy_text)
 
 
-def test_prompt_from_a_file(capsys, demo, greedy_text, tmp_path):
-    (tmp_path / "prompt.txt").write_text(PROMPT)
-    out = run(capsys, demo, "--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", 12)[1]
-    assert out.startswith(greedy_text)
+def test_options_may_stand_anywhere(capsys, demo, greedy_text):
+    code, out, _ = run(capsys, "--max-new-tokens", 12, demo, "--echo", PROMPT, "--stats")
+    assert code == 0
+    assert out.startswith(PROMPT + greedy_text)
 
 
 def test_a_seed_makes_sampling_repeatable(capsys, demo):
@@ -156,13 +156,11 @@ def test_prompts_that_are_no_text(capsys, demo, prompt):
     assert "the command line" in err
 
 
-def test_a_prompt_file_that_is_not_there_or_not_text(capsys, demo, tmp_path):
-    path = tmp_path / "prompt.txt"
-    assert "prompt.txt" in run(capsys, demo, "--prompt-file", path)[2]
-    path.write_bytes(b"\xff\xfe")
-    code, _, err = run(capsys, demo, "--prompt-file", path)
+def test_stdin_that_is_not_text(capsys, demo, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe"), encoding="utf-8"))
+    code, _, err = run(capsys, demo, "-")
     assert code == 1
-    assert "prompt.txt" in err
+    assert "stdin" in err
     assert "UTF-8" in err
 
 

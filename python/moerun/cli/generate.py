@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moerun.cli import arguments
@@ -29,7 +28,7 @@ EXAMPLES = """\
 examples:
   moerun generate ./OLMoE-1B-7B "The capital of France is"
   moerun generate ./Qwen3-30B-A3B --chat "Why is the sky blue?" --max-new-tokens 400
-  moerun generate ./OLMoE-1B-7B - < question.txt > answer.txt
+  moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
 """
 
@@ -46,11 +45,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     arguments.add_checkpoint(parser)
-    prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("prompt", nargs="?", metavar="PROMPT", help="text to continue; - reads it from stdin")
-    prompt.add_argument(
-        "--prompt-file", type=Path, metavar="FILE", help="read the prompt from a file (UTF-8)"
-    )
+    # Not optional: with an optional PROMPT, argparse of Python 3.10 refuses options after CKPT.
+    parser.add_argument("prompt", metavar="PROMPT", help="text to continue; - reads it from stdin")
     parser.add_argument("--echo", action="store_true", help="print the prompt before its continuation")
     parser.add_argument("--chat", action="store_true", help="put the prompt into the model's chat template")
     parser.add_argument(
@@ -93,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from moerun.hf.folder import checkpoint_folder
     from moerun.usage import usage_table
 
-    prompt = read_prompt(args.prompt, args.prompt_file)
+    prompt = read_prompt(args.prompt)
     folder = checkpoint_folder(args.checkpoint)
     moe_layers = Checkpoint(folder).moe_layers  # fails on a damaged one before torch takes seconds to import
     threads = args.threads or default_threads()

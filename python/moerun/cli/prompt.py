@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,19 +10,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """The prompt as it is, from the command line, from stdin ("-") or from a file.
+def read_prompt(prompt: str) -> str:
+    """The prompt as it is, from the command line, or from stdin if it is "-".
 
     Raises
     ------
     ValueError
         It is empty, or not text in UTF-8.
-    OSError
-        The file cannot be read.
     """
-    source = f"--prompt-file {file}" if file else "stdin" if prompt == "-" else "the command line"
+    source = "stdin" if prompt == "-" else "the command line"
     try:
-        content = file.read_text("utf-8") if file else sys.stdin.read() if prompt == "-" else str(prompt)
+        content = sys.stdin.read() if prompt == "-" else prompt
         content.encode("utf-8")  # bytes of the command line that are no text come as surrogates
     except UnicodeError as error:
         raise ValueError(f"the prompt from {source} is not UTF-8 text: {error}") from error
