@@ -11,7 +11,6 @@ from threading import Thread
 import moerun.hf
 import pytest
 import torch
-from moerun.hf.streaming import TimedStreamer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -112,24 +111,6 @@ def test_streaming_from_another_thread(
     whole = model.generate(**prompt, **options)[0, prompt["input_ids"].shape[1] :]
     assert len(pieces) > 3
     assert "".join(pieces) == tokenizer.decode(whole, skip_special_tokens=True)
-
-
-def test_timed_streamer(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: dict,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    streamer = TimedStreamer(tokenizer)
-    with pytest.raises(ValueError, match="no token has been generated yet"):
-        streamer.speed()
-    ids = model.generate(**prompt, max_new_tokens=10, min_new_tokens=10, do_sample=False, streamer=streamer)
-    assert capsys.readouterr().out == tokenizer.decode(ids[0]) + "\n"
-    speed = streamer.speed()
-    assert speed.prefill_tokens == prompt["input_ids"].shape[1]
-    assert speed.decode_tokens == 9
-    assert speed.prefill_s > 0
-    assert speed.decode_s > 0
 
 
 def test_chat_template(

@@ -158,6 +158,12 @@ def test_refuses_options_that_cannot_work(folder: Path, option: str) -> None:
         moerun.hf.from_pretrained(folder, **{option: "auto"})
 
 
+@pytest.mark.parametrize("dtype", ["fp8", "fp64", torch.float64, torch.int8, 16])
+def test_refuses_other_dtypes(folder: Path, dtype: object) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be one of fp32, fp16, bf16 .* got "):
+        moerun.hf.from_pretrained(folder, dtype=dtype)
+
+
 def test_refuses_to_configure_a_passed_engine(folder: Path) -> None:
     with (
         moerun.Engine() as engine,

@@ -60,9 +60,7 @@ def experts_modules(model: PreTrainedModel) -> dict[int, torch.nn.Module]:
     """The experts modules of `model` by layer number."""
     found = {}
     for name, module in model.named_modules():
-        if hasattr(
-            module, "is_transposed"
-        ):  # set by transformers' @use_experts_implementation, on nothing else
+        if hasattr(module, "is_transposed"):  # transformers' @use_experts_implementation sets it
             number = re.search(r"\.layers\.(\d+)\.", f".{name}")
             if number is None:
                 raise ValueError(f"{type(model).__name__} has experts outside of its layers, in {name}")

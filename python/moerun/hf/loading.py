@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moerun import Checkpoint, Engine
 
 MIN_TRANSFORMERS = (5, 7)
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # ours -> torch's
 
 # Arguments of transformers' from_pretrained that cannot work here, and why.
 _REFUSED = {
@@ -51,8 +51,8 @@ def from_pretrained(
     path
         A folder with config.json and safetensors, or a repository id of the Hugging Face hub.
     dtype
-        What the model computes in outside of the experts: a torch dtype, "fp32", "fp16", "bf16" or a name of
-        transformers'; None takes what the checkpoint was saved in. The experts stay as stored.
+        What the model computes in outside of the experts: "fp32", "fp16", "bf16" or the torch dtype; None
+        takes what the checkpoint was saved in. The experts stay as stored.
     engine
         An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
     options
@@ -71,13 +71,14 @@ def from_pretrained(
     moerun.CheckpointError
         No such folder, an unknown family, or a checkpoint that cannot be read.
     ValueError
-        An argument that cannot work here, such as device_map.
+        An argument that cannot work here, such as device_map, or an unknown dtype.
     """
     check_transformers()
     from moerun import Checkpoint, Engine, EngineConfig
 
     for name in sorted(_REFUSED.keys() & options.keys()):
         raise ValueError(f"moerun.hf.from_pretrained takes no {name}: {_REFUSED[name]}")
+    dtype = _torch_name(dtype)
     hub_options = _take(options, HUB_OPTIONS)
     engine_options = _take(options, {field.name for field in dataclasses.fields(EngineConfig)})
     if engine is not None and engine_options:
@@ -112,6 +113,15 @@ def check_transformers() -> None:
         )
 
 
+def _torch_name(dtype: str | torch.dtype | None) -> str:
+    """The name by which transformers knows `dtype`."""
+    name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
+    name = _DTYPES.get(name, name)
+    if name != "auto" and name not in _DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)} (or torch's), or None; got {dtype!r}")
+    return name
+
+
 def _take(options: dict[str, Any], names: Set[str]) -> dict[str, Any]:
     """Moves the options called `names` out of `options`."""
     return {name: options.pop(name) for name in sorted(names & options.keys())}
@@ -121,7 +131,7 @@ def _load(
     folder: str,
     checkpoint: Checkpoint,
     engine: Engine,
-    dtype: str | torch.dtype | None,
+    dtype: str,
     options: dict[str, Any],
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
@@ -131,7 +141,7 @@ def _load(
 
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype,
+        dtype=dtype,
         quantization_config=MoerunConfig(moe_layers=list(checkpoint.moe_layers)),
         experts_implementation=IMPLEMENTATION,
         **options,
