@@ -28,7 +28,7 @@ void LinearForward::run(const LinearView& layer, const LinearBatch& batch) {
   const int64_t items = (layer.outputs + rows - 1) / rows;
   convert_.reset();
   multiply_.reset();
-  team_.run([&](Member me) noexcept {
+  auto body = [&](Member me) noexcept {
     if (x.copy) {
       convert_.run(me, batch.tokens, [&](int64_t t) {
         copy_row(kernels_, batch.x, batch.x_type, batch.x_stride, t, layer.inputs, active, x);
@@ -50,7 +50,12 @@ void LinearForward::run(const LinearView& layer, const LinearBatch& batch) {
                        .blocking = blocks,
                        .scratch = {scratch_[me.thread].data()}});
     });
-  });
+  };
+  // A small matrix is done before a second thread would have woken up.
+  if (items == 1)
+    body(Member{});
+  else
+    team_.run(body);
 }
 
 }  // namespace moerun::cpu

@@ -37,7 +37,7 @@ class Linear:
             weights_type=tensors.float_type(weight, "weight"),
             outputs=weight.shape[0],
             inputs=weight.shape[1],
-            strides=tensors.strides(weight),
+            strides=(tensors.strides(weight)[0], tensors.strides(weight)[1]),
             bias=0 if self._bias is None else self._bias.ctypes.data,
         )
 

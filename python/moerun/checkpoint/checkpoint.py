@@ -166,7 +166,9 @@ class Checkpoint:
 
         def values(name: str) -> np.ndarray:
             tensor = self._index.tensors[prefix + name]
-            raw = np.frombuffer(mapped(tensor.file), np.uint8, count=tensor.nbytes, offset=tensor.offset)
+            raw = np.frombuffer(
+                memoryview(mapped(tensor.file)), np.uint8, count=tensor.nbytes, offset=tensor.offset
+            )
             return to_fp32(raw, tensor.dtype).reshape(tensor.shape)
 
         placement = layout.place(self._spec, self._experts.item_bytes, address)

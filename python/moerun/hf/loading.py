@@ -136,6 +136,7 @@ def _load(
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    from moerun.hf.dense import attach_linears
     from moerun.hf.experts import IMPLEMENTATION, attach_layers
     from moerun.hf.quantizer import MoerunConfig
 
@@ -149,5 +150,6 @@ def _load(
     attach_layers(
         model, {number: engine.add_layer_from(checkpoint, number) for number in checkpoint.moe_layers}
     )
+    attach_linears(model, engine)
     model.moerun_engine = engine  # type: ignore[assignment]
     return model
