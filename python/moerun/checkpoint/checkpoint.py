@@ -166,9 +166,8 @@ class Checkpoint:
 
         def values(name: str) -> np.ndarray:
             tensor = self._index.tensors[prefix + name]
-            raw = np.frombuffer(
-                memoryview(mapped(tensor.file)), np.uint8, count=tensor.nbytes, offset=tensor.offset
-            )
+            file: Any = mapped(tensor.file)  # the stub cannot say that it is a buffer
+            raw = np.frombuffer(file, np.uint8, count=tensor.nbytes, offset=tensor.offset)
             return to_fp32(raw, tensor.dtype).reshape(tensor.shape)
 
         placement = layout.place(self._spec, self._experts.item_bytes, address)

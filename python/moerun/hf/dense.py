@@ -7,10 +7,11 @@ modules' own parameters.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from moerun.hf.held import Held
 from moerun.torch_ops import register_linear
 
 if TYPE_CHECKING:
@@ -20,21 +21,10 @@ if TYPE_CHECKING:
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-class HeldLinear:
-    """What a linear module holds beside its parameters. Copies share it and fall back to torch."""
-
-    def __init__(self, linear: Linear) -> None:
-        self.linear = linear
-        self.handle = register_linear(linear)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> HeldLinear:
-        return self
-
-
 class EngineLinear(torch.nn.Linear):
     """torch.nn.Linear that runs in an engine as long as its weight stays where it was."""
 
-    moerun_linear: HeldLinear
+    moerun_linear: Held[Linear]
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return torch.ops.moerun.linear(input, self.weight, self.bias, self.moerun_linear.handle)
@@ -49,8 +39,8 @@ def attach_linears(model: torch.nn.Module, engine: Engine) -> int:
         weight, bias = module.weight.detach(), module.bias
         if weight.device.type != "cpu" or weight.dtype not in _FLOATS:
             continue
-        held = HeldLinear(engine.add_linear(weight, None if bias is None else bias.detach()))
+        linear = engine.add_linear(weight, None if bias is None else bias.detach())
         module.__class__ = EngineLinear
-        module.moerun_linear = held  # type: ignore[assignment]
+        module.moerun_linear = Held(linear, register_linear(linear))  # type: ignore[assignment]
         count += 1
     return count

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 from transformers.integrations.moe import ExpertsInterface
 
+from moerun.hf.held import Held
 from moerun.torch_ops import register_layer
 
 if TYPE_CHECKING:
@@ -21,23 +22,6 @@ if TYPE_CHECKING:
     from moerun.engine import Layer
 
 IMPLEMENTATION = "moerun"  # the name under which transformers knows the function
-
-
-class ModuleLayer:
-    """What an experts module holds in place of its weights; copies of the module share it."""
-
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
-        self.handle = register_layer(layer)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModuleLayer:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "a model whose experts live in moerun's engine cannot be pickled, as the engine belongs to "
-            "its process; load it where it is needed, with moerun.hf.from_pretrained"
-        )
 
 
 def experts_forward(
@@ -71,4 +55,4 @@ def experts_modules(model: PreTrainedModel) -> dict[int, torch.nn.Module]:
 def attach_layers(model: PreTrainedModel, layers: Mapping[int, Layer]) -> None:
     """Gives every experts module of `model` its engine layer; `layers` has one for each."""
     for number, module in experts_modules(model).items():
-        module.moerun_layer = ModuleLayer(layers[number])  # type: ignore[assignment]
+        module.moerun_layer = Held(layers[number], register_layer(layers[number]))  # type: ignore[assignment]
