@@ -31,4 +31,9 @@ const KernelTable& choose_kernels(const std::string& isa) {
                         (isa.empty() ? " (it was named by MOERUN_ISA)" : ""));
 }
 
+const ExpertKernels& f32_kernels(const KernelTable& row, WeightFormat format) {
+  const int i = static_cast<int>(format);
+  return row.f32_activations[i].gate_up ? row.f32_activations[i] : ref_kernels().f32_activations[i];
+}
+
 }  // namespace moerun::cpu

@@ -14,4 +14,7 @@ std::vector<const KernelTable*> available_kernels();
 // Throws InvalidArgument, listing what this machine has, if it lacks the row.
 const KernelTable& choose_kernels(const std::string& isa);
 
+// The row's kernels for fp32 activations, or the reference's where the row has none for this format.
+const ExpertKernels& f32_kernels(const KernelTable& row, WeightFormat format);
+
 }  // namespace moerun::cpu

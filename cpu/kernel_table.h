@@ -1,5 +1,6 @@
-// The table of CPU kernels: one row per instruction set, filled by cpu/<isa>/kernels.cc, chosen by dispatch.cc.
-// Called by moe_forward.cc, which decides who works on what; a kernel computes one work item on one thread.
+// The table of CPU kernels: one row per instruction set, filled by cpu/<isa>/kernels.cc, chosen by
+// dispatch.cc. Called by moe_forward.cc, which decides who works on what; a kernel computes one work item on
+// one thread.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -65,7 +66,8 @@ struct ExpertKernels {
 struct LimitKernels {
   // Reads n bytes (a multiple of 256) once, in order; the result depends on all of them.
   uint64_t (*read)(const void* data, size_t n) = nullptr;
-  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per multiply-add).
+  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per
+  // multiply-add).
   double (*dot)(DType type, int64_t rounds, float* sink) = nullptr;
 };
 
@@ -73,8 +75,9 @@ struct KernelTable {
   const char* isa = nullptr;
   // Whether x in bf16 with weights in bf16 stays in bf16 (dot products of pairs); otherwise x becomes fp32.
   bool bf16_activations = false;
-  ExpertKernels f32_activations[3];  // by weight DType
-  ExpertKernels bf16_bf16;           // bf16 weights, bf16 activations; null unless bf16_activations
+  // By WeightFormat. Null where the row has no kernels of its own yet; see f32_kernels() in dispatch.h.
+  ExpertKernels f32_activations[kWeightFormats];
+  ExpertKernels bf16_bf16;  // bf16 weights, bf16 activations; null unless bf16_activations
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.
   void (*convert)(const void* from, DType from_type, void* to, DType to_type, int64_t n) = nullptr;
   LimitKernels limits;

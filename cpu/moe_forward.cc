@@ -6,6 +6,7 @@
 #include <new>
 
 #include "cpu/cpu_info.h"
+#include "cpu/dispatch.h"
 
 namespace moerun::cpu {
 namespace {
@@ -36,7 +37,7 @@ int64_t spread(int64_t elements, int64_t element_bytes) {
 
 // `copies` matrices of `rows` rows (and as many experts' as that) are to be split; how many rows make an item?
 int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
-  const int64_t by_bytes = kItemBytes / bytes_per_row, by_count = rows * copies / (kItemsPerThread * threads);
+  const int64_t by_bytes = kItemBytes / std::max<int64_t>(bytes_per_row, 1), by_count = rows * copies / (kItemsPerThread * threads);
   return std::min(round_up(std::max<int64_t>({by_bytes, by_count, 1}), kRowsMultiple), round_up(rows, kRowsMultiple));
 }
 
@@ -91,9 +92,9 @@ void MoeForward::run(const LayerView& layer, const Batch& batch, Observer& obser
 
 void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t first, int64_t count) {
   const bool in_bf16 =
-      kernels_.bf16_activations && batch.x_type == DType::bf16 && layer.weights_type == DType::bf16;
+      kernels_.bf16_activations && batch.x_type == DType::bf16 && layer.format == WeightFormat::bf16;
   const ExpertKernels& kernels =
-      in_bf16 ? kernels_.bf16_bf16 : kernels_.f32_activations[static_cast<int>(layer.weights_type)];
+      in_bf16 ? kernels_.bf16_bf16 : f32_kernels(kernels_, layer.format);
   const DType active_type = in_bf16 ? DType::bf16 : DType::f32;
   const int64_t active_bytes = size_of(active_type);
   const Blocking blocks = blocking(cpu_info(), active_bytes);
@@ -112,11 +113,11 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   auto* y = static_cast<float*>(y_.at_least(count * y_stride * sizeof(float)));
   for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
 
-  const int64_t weight_bytes = size_of(layer.weights_type);
+  const int64_t hidden_bytes = bytes_of(layer.format, layer.hidden), inter_bytes = bytes_of(layer.format, layer.inter);
   const int64_t active = std::max<int64_t>(groups_.active(), 1);
-  const int64_t up_rows = rows_per_item(layer.inter, active, 2 * layer.hidden * weight_bytes, team_.size());
+  const int64_t up_rows = rows_per_item(layer.inter, active, 2 * hidden_bytes, team_.size());
   const int64_t up_items = (layer.inter + up_rows - 1) / up_rows;
-  const int64_t down_rows = rows_per_item(layer.hidden, 1, active * layer.inter * weight_bytes, team_.size());
+  const int64_t down_rows = rows_per_item(layer.hidden, 1, active * inter_bytes, team_.size());
   const int64_t down_items = (layer.hidden + down_rows - 1) / down_rows;
   for (WorkRanges& w : work_) w.reset();
   std::fill(spans_.begin(), spans_.end(), std::array<Span, kPhases>{});
