@@ -31,10 +31,12 @@ const KernelTable& choose_kernels(const std::string& isa) {
                         (isa.empty() ? " (it was named by MOERUN_ISA)" : ""));
 }
 
-Arithmetic arithmetic(const KernelTable& row, DType x, DType weights) {
-  if (row.bf16_activations && x == DType::bf16 && weights == DType::bf16)
+Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights) {
+  if (row.bf16_activations && x == DType::bf16 && weights == WeightFormat::bf16)
     return {&row.bf16_bf16, DType::bf16};
-  return {&row.f32_activations[static_cast<int>(weights)], DType::f32};
+  const int i = static_cast<int>(weights);
+  const KernelTable& chosen = row.f32_activations[i].gate_up ? row : ref_kernels();
+  return {&chosen.f32_activations[i], DType::f32};
 }
 
 }  // namespace moerun::cpu

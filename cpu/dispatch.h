@@ -15,12 +15,12 @@ std::vector<const KernelTable*> available_kernels();
 // Throws InvalidArgument, listing what this machine has, if it lacks the row.
 const KernelTable& choose_kernels(const std::string& isa);
 
-// Which of the row's kernels serve a batch, and what its activations become: bf16 stays bf16 where the row
-// multiplies bf16 pairs, everything else becomes fp32.
+// Which kernels serve a batch (the reference's where the row has none for this format), and what its
+// activations become: bf16 stays bf16 where the row multiplies bf16 pairs, everything else becomes fp32.
 struct Arithmetic {
   const ExpertKernels* kernels;
   DType activations;
 };
-Arithmetic arithmetic(const KernelTable& row, DType x, DType weights);
+Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights);
 
 }  // namespace moerun::cpu

@@ -18,7 +18,7 @@ int64_t LinearForward::workspace_bytes() const {
 
 void LinearForward::run(const LinearView& layer, const LinearBatch& batch) {
   if (batch.tokens == 0) return;
-  const auto [kernels, active] = arithmetic(kernels_, batch.x_type, layer.weights_type);
+  const auto [kernels, active] = arithmetic(kernels_, batch.x_type, weight_format(layer.weights_type));
   const Blocking blocks = blocking(cpu_info(), size_of(active));
   const Activations x =
       place_activations(batch.x, batch.x_type, batch.x_stride, batch.tokens, layer.inputs, active, x_);

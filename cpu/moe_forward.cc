@@ -47,7 +47,7 @@ void MoeForward::run(const LayerView& layer, const Batch& batch, Observer& obser
 }
 
 void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t first, int64_t count) {
-  const auto [kernels, active_type] = arithmetic(kernels_, batch.x_type, layer.weights_type);
+  const auto [kernels, active_type] = arithmetic(kernels_, batch.x_type, layer.format);
   const int64_t active_bytes = size_of(active_type);
   const Blocking blocks = blocking(cpu_info(), active_bytes);
   const void* given = offset(batch.x, first * batch.x_stride, batch.x_type);
@@ -58,11 +58,12 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   auto* y = static_cast<float*>(y_.at_least(count * y_stride * sizeof(float)));
   for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
 
-  const int64_t weight_bytes = size_of(layer.weights_type);
+  const int64_t hidden_bytes = bytes_of(layer.format, layer.hidden),
+                inter_bytes = bytes_of(layer.format, layer.inter);
   const int64_t active = std::max<int64_t>(groups_.active(), 1);
-  const int64_t up_rows = rows_per_item(layer.inter, active, 2 * layer.hidden * weight_bytes, team_.size());
+  const int64_t up_rows = rows_per_item(layer.inter, active, 2 * hidden_bytes, team_.size());
   const int64_t up_items = (layer.inter + up_rows - 1) / up_rows;
-  const int64_t down_rows = rows_per_item(layer.hidden, 1, active * layer.inter * weight_bytes, team_.size());
+  const int64_t down_rows = rows_per_item(layer.hidden, 1, active * inter_bytes, team_.size());
   const int64_t down_items = (layer.hidden + down_rows - 1) / down_rows;
   for (WorkRanges& w : work_) w.reset();
   std::fill(spans_.begin(), spans_.end(), std::array<Span, kPhases>{});

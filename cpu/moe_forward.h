@@ -20,7 +20,7 @@ namespace moerun::cpu {
 struct LayerView {
   const ExpertView* experts = nullptr;  // [num_experts]
   int64_t num_experts = 0, hidden = 0, inter = 0;
-  DType weights_type = DType::f32;
+  WeightFormat format = WeightFormat::f32;
   ActivationSpec activation;
 };
 

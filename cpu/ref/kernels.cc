@@ -1,50 +1,16 @@
 // The reference row: the formulas of kernel_table.h as plain loops, for any processor and any strides. What
 // every other row is tested against; fp32 activations and fp32 sums in the order of k.
 #include <cmath>
-#include <cstring>
+#include <utility>
 
 #include "cpu/kernel_table.h"
+#include "cpu/kernels/weight_value_inl.h"
 
 namespace moerun::cpu {
 namespace {
 
-float from_bf16(uint16_t h) {
-  return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16);
-}
-
-float from_f16(uint16_t h) {
-  const int exponent = (h >> 10) & 31, fraction = h & 1023;
-  const float magnitude = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
-                          : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                           : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-  return h & 0x8000 ? -magnitude : magnitude;
-}
-
-uint16_t to_bf16(float v) {
-  const uint32_t b = __builtin_bit_cast(uint32_t, v);
-  if (std::isnan(v)) return static_cast<uint16_t>(b >> 16 | 0x40);
-  return static_cast<uint16_t>((b + 0x7fff + ((b >> 16) & 1)) >> 16);
-}
-
-uint16_t to_f16(float v) {
-  const uint16_t sign = std::signbit(v) ? 0x8000 : 0;
-  const float magnitude = std::fabs(v);
-  if (std::isnan(v)) return sign | 0x7e00;
-  if (magnitude >= 65520.0f) return sign | 0x7c00;  // halfway between the largest and the next
-  if (magnitude == 0.0f) return sign;
-  int exponent = 0;
-  std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
-  const int scale = exponent - 11 < -24 ? -24 : exponent - 11;
-  const int units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, -scale)));  // to even
-  return sign |
-         static_cast<uint16_t>(units + ((scale + 24) << 10));  // a carry moves into the exponent by itself
-}
-
 float load(const void* data, DType type, int64_t i) {
-  if (type == DType::f32) return static_cast<const float*>(data)[i];
-  uint16_t half;  // weights in a mapped file need not be aligned
-  std::memcpy(&half, static_cast<const char*>(data) + i * 2, 2);
-  return type == DType::f16 ? from_f16(half) : from_bf16(half);
+  return plain_value({.data = data}, type, i);
 }
 
 void store(void* data, DType type, int64_t i, float v) {
@@ -76,14 +42,14 @@ float gated(const ActivationSpec& a, float g, float u) {
   return 0.0f;
 }
 
-template <DType W>
+template <WeightFormat W>
 float dot(const MatrixView& m, int64_t row, const float* x, int64_t k_count) {
   float sum = 0.0f;
-  for (int64_t k = 0; k < k_count; ++k) sum += load(m.data, W, row * m.row_stride + k * m.col_stride) * x[k];
+  for (int64_t k = 0; k < k_count; ++k) sum += weight_value<W>(m, row, k) * x[k];
   return sum;
 }
 
-template <DType W>
+template <WeightFormat W>
 void gate_up(const GateUpArgs& a) {
   const ExpertView& e = *a.expert;
   for (int64_t i = 0; i < a.count; ++i) {
@@ -99,7 +65,7 @@ void gate_up(const GateUpArgs& a) {
   }
 }
 
-template <DType W>
+template <WeightFormat W>
 void down(const DownArgs& a) {
   const ExpertView& e = *a.expert;
   for (int64_t i = 0; i < a.count; ++i) {
@@ -110,13 +76,14 @@ void down(const DownArgs& a) {
   }
 }
 
-template <DType W>
+template <WeightFormat W>
 void linear(const LinearArgs& a) {
   for (int64_t i = 0; i < a.count; ++i) {
     const float* x = static_cast<const float*>(a.x) + i * a.x_stride;
-    for (int64_t n = a.begin; n < a.end; ++n)
-      store(a.out, a.out_type, i * a.out_stride + n,
-            dot<W>(*a.matrix, n, x, a.inputs) + (a.bias ? a.bias[n] : 0.0f));
+    for (int64_t n = a.begin; n < a.end; ++n) {
+      const float sum = dot<W>(*a.matrix, n, x, a.inputs) + (a.bias ? a.bias[n] : 0.0f);
+      store(a.out, a.out_type, i * a.out_stride + n, sum);
+    }
   }
 }
 
@@ -141,20 +108,24 @@ double dot_peak(DType, int64_t rounds, float* sink) {
   return 2.0 * 8 * rounds;
 }
 
-template <DType W>
+template <WeightFormat W>
 constexpr ExpertKernels expert_kernels() {
   return {gate_up<W>, down<W>, linear<W>};
 }
 
-constexpr KernelTable kTable = {
-    .isa = "ref",
-    .bf16_activations = false,
-    .f32_activations = {expert_kernels<DType::f32>(), expert_kernels<DType::f16>(),
-                        expert_kernels<DType::bf16>()},
-    .bf16_bf16 = {},
-    .convert = convert,
-    .limits = {.read = read, .dot = dot_peak},
-};
+template <int... Formats>
+constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
+  return {
+      .isa = "ref",
+      .bf16_activations = false,
+      .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
+      .bf16_bf16 = {},
+      .convert = convert,
+      .limits = {.read = read, .dot = dot_peak},
+  };
+}
+
+constexpr KernelTable kTable = make_table(std::make_integer_sequence<int, kWeightFormats>());
 
 }  // namespace
 

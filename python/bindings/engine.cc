@@ -8,6 +8,7 @@
 
 #include "python/bindings/bindings.h"
 #include "src/error.h"
+#include "src/expert_store/blob_layout.h"
 
 namespace py = pybind11;
 
@@ -47,10 +48,11 @@ const float* bias(const Biases& biases, py::ssize_t expert, int64_t size) {
 }
 
 std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
-                                 DType weights_type, const ActivationSpec& activation, const Addresses& gate,
+                                 WeightFormat format, const ActivationSpec& activation, const Addresses& gate,
                                  const Addresses& up, const Addresses& down, const Strides& gate_up_strides,
                                  const Strides& down_strides, const Biases& gate_bias, const Biases& up_bias,
                                  const Biases& down_bias, const py::object& owner) {
+  if (is_quantised(format)) throw InvalidArgument("quantised experts are added as blobs");
   if (gate.size() != up.size() || gate.size() != down.size())
     throw InvalidArgument("gate, up and down must have one address per expert");
   std::vector<ExpertView> experts(gate.size());
@@ -65,10 +67,30 @@ std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, 
                          .hidden = hidden,
                          .inter = inter,
                          .top_k = top_k,
-                         .weights_type = weights_type,
+                         .format = format,
                          .activation = activation};
   return engine.add_layer(shape, std::move(experts),
                           hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
+}
+
+// Experts that lie in blobs (src/expert_store/blob_layout.h).
+std::shared_ptr<Layer> add_blobs(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+                                 WeightFormat format, const ActivationSpec& activation, bool bias,
+                                 const Addresses& blobs, const py::object& owner) {
+  const BlobLayout layout = blob_layout(format, hidden, inter, bias);
+  std::vector<ExpertView> experts(blobs.size());
+  for (py::ssize_t e = 0; e < blobs.size(); ++e) {
+    if (blobs.at(e) % kBlobAlignment != 0)
+      throw InvalidArgument("blobs must begin at multiples of 256 bytes");
+    experts[e] = expert_view(layout, reinterpret_cast<const std::byte*>(blobs.at(e)));
+  }
+  const LayerShape shape{.num_experts = static_cast<int64_t>(blobs.size()),
+                         .hidden = hidden,
+                         .inter = inter,
+                         .top_k = top_k,
+                         .format = format,
+                         .activation = activation};
+  return engine.add_layer(shape, std::move(experts), hold(owner));
 }
 
 // (address, type, elements from row to row)
@@ -187,10 +209,12 @@ void bind_engine(py::module_& m) {
              return std::unique_ptr<Engine, DeleteWithoutGil>(new Engine({cpu_threads, std::move(isa)}));
            }),
            py::arg("cpu_threads") = 0, py::arg("isa") = "")
-      .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"),
-           py::arg("weights_type"), py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"),
-           py::arg("gate_up_strides"), py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"),
-           py::arg("down_bias"), py::arg("owner"))
+      .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
+           py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),
+           py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"), py::arg("down_bias"),
+           py::arg("owner"))
+      .def("add_blobs", add_blobs, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
+           py::arg("activation"), py::arg("bias"), py::arg("blobs"), py::arg("owner"))
       .def(
           "forward",
           [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },

@@ -19,6 +19,7 @@ PYBIND11_MODULE(_core, m) {
       PyErr_SetString(PyExc_RuntimeError, e.what());
     }
   });
+  moerun::bind_quant(m);  // first: others take a WeightFormat
   moerun::bind_engine(m);
   moerun::bind_expert_store(m);
   moerun::bind_doctor(m);

@@ -133,7 +133,7 @@ class Engine:
             hidden=spec.hidden_size,
             inter=spec.intermediate_size,
             top_k=spec.top_k,
-            weights_type=getattr(_core.DType, memory.dtype),
+            format=getattr(_core.WeightFormat, memory.dtype),
             activation=_core.ActivationSpec(
                 getattr(_core.Activation, spec.activation), spec.swiglu_alpha, spec.swiglu_limit
             ),

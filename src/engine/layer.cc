@@ -3,11 +3,20 @@
 #include <string>
 
 #include "src/error.h"
+#include "src/expert_store/blob_layout.h"
 
 namespace moerun {
 namespace {
 
-void check_strides(const MatrixView& m, int64_t rows, int64_t columns, const char* name, size_t expert) {
+void check_strides(const MatrixView& m, WeightFormat format, int64_t rows, int64_t columns, const char* name,
+                   size_t expert) {
+  if (is_quantised(format)) {
+    if (m.data && m.scales && m.col_stride == 1 && m.row_stride >= columns &&
+        (m.zeros || !info(format).zeros))
+      return;
+    throw InvalidArgument("expert " + std::to_string(expert) + ", " + name +
+                          ": quantised weights must lie in a blob");
+  }
   const bool row_major = m.col_stride == 1 && m.row_stride >= columns;
   const bool column_major = (m.row_stride == 1 || m.row_stride == 2) && m.col_stride >= rows;
   if (m.data && (row_major || column_major || columns == 1)) return;
@@ -28,9 +37,9 @@ Layer::Layer(int index, const LayerShape& shape, std::vector<ExpertView> experts
     throw InvalidArgument("the layer has " + std::to_string(shape.num_experts) + " experts, but memory for " +
                           std::to_string(experts_.size()) + " was given");
   for (size_t e = 0; e < experts_.size(); ++e) {
-    check_strides(experts_[e].gate, shape.inter, shape.hidden, "gate", e);
-    check_strides(experts_[e].up, shape.inter, shape.hidden, "up", e);
-    check_strides(experts_[e].down, shape.hidden, shape.inter, "down", e);
+    check_strides(experts_[e].gate, shape.format, shape.inter, shape.hidden, "gate", e);
+    check_strides(experts_[e].up, shape.format, shape.inter, shape.hidden, "up", e);
+    check_strides(experts_[e].down, shape.format, shape.hidden, shape.inter, "down", e);
   }
   stats.expert_tokens.assign(shape.num_experts, 0);
 }
@@ -40,12 +49,12 @@ cpu::LayerView Layer::view() const {
           .num_experts = shape_.num_experts,
           .hidden = shape_.hidden,
           .inter = shape_.inter,
-          .weights_type = shape_.weights_type,
+          .format = shape_.format,
           .activation = shape_.activation};
 }
 
 int64_t Layer::expert_bytes() const {
-  return 3 * shape_.hidden * shape_.inter * size_of(shape_.weights_type);
+  return weight_bytes(shape_.format, shape_.hidden, shape_.inter);
 }
 
 }  // namespace moerun

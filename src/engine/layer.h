@@ -12,7 +12,7 @@ namespace moerun {
 
 struct LayerShape {
   int64_t num_experts = 0, hidden = 0, inter = 0, top_k = 0;
-  DType weights_type = DType::f32;
+  WeightFormat format = WeightFormat::f32;
   ActivationSpec activation;
 };
 
@@ -33,7 +33,7 @@ class Layer {
   int index() const { return index_; }
   const LayerShape& shape() const { return shape_; }
   cpu::LayerView view() const;
-  int64_t expert_bytes() const;  // the weights of one expert, without biases
+  int64_t expert_bytes() const;  // the weights of one expert with their scales, without biases
 
   LayerStats stats;  // guarded by the engine
 
