@@ -130,7 +130,7 @@ Limits measure_limits(const KernelTable& kernels, const Team& team, const Measur
   std::vector<Lane> lanes = share_out(team, buffer, options.buffer_bytes);
 
   std::vector<DType> types{DType::f32};
-  if (kernels.bf16_activations) types.push_back(DType::bf16);
+  if (kernels.bf16_activations[static_cast<int>(WeightFormat::bf16)].gate_up) types.push_back(DType::bf16);
   std::vector<Unit> units{[&](Lane& lane) { return read_next(kernels, lane); }};
   for (DType type : types) {
     const int64_t rounds = dot_rounds(kernels, type, lanes[0]);
