@@ -18,6 +18,7 @@ constexpr KernelTable kTable = {
                         expert_kernels<F32Dot<DType::bf16>>()},
     .bf16_bf16 = {},
     .convert = convert,
+    .quantise = avx2_quantise,
     .limits = {.read = read_memory, .dot = dot},
 };
 

@@ -110,6 +110,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
       .bf16_bf16 = {},
       .convert = convert,
+      .quantise = ref_quantise,
       .limits = {.read = read, .dot = dot_peak},
   };
 }
