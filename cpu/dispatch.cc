@@ -31,9 +31,12 @@ const KernelTable& choose_kernels(const std::string& isa) {
                         (isa.empty() ? " (it was named by MOERUN_ISA)" : ""));
 }
 
-const ExpertKernels& f32_kernels(const KernelTable& row, WeightFormat format) {
-  const int i = static_cast<int>(format);
-  return row.f32_activations[i].gate_up ? row.f32_activations[i] : ref_kernels().f32_activations[i];
+Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights) {
+  if (row.bf16_activations && x == DType::bf16 && weights == WeightFormat::bf16)
+    return {&row.bf16_bf16, DType::bf16};
+  const int i = static_cast<int>(weights);
+  return {row.f32_activations[i].gate_up ? &row.f32_activations[i] : &ref_kernels().f32_activations[i],
+          DType::f32};
 }
 
 }  // namespace moerun::cpu

@@ -1,4 +1,5 @@
-// Chooses the row of the kernel table: the best that this machine has, or the one that MOERUN_ISA or the caller names.
+// Chooses the row of the kernel table: the best that this machine has, or the one that MOERUN_ISA or the
+// caller names.
 #pragma once
 #include <string>
 #include <vector>
@@ -14,7 +15,12 @@ std::vector<const KernelTable*> available_kernels();
 // Throws InvalidArgument, listing what this machine has, if it lacks the row.
 const KernelTable& choose_kernels(const std::string& isa);
 
-// The row's kernels for fp32 activations, or the reference's where the row has none for this format.
-const ExpertKernels& f32_kernels(const KernelTable& row, WeightFormat format);
+// Which of the row's kernels serve a batch, and what its activations become: bf16 stays bf16 where the row
+// multiplies bf16 pairs, everything else becomes fp32. The reference's where the row has none for the format.
+struct Arithmetic {
+  const ExpertKernels* kernels;
+  DType activations;
+};
+Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights);
 
 }  // namespace moerun::cpu

@@ -57,10 +57,27 @@ struct DownArgs {
   Scratch scratch;
 };
 
+// A dense linear layer, for rows [begin, end): out[i, n] = matrix[n] . x[i] + bias[n]
+struct LinearArgs {
+  const MatrixView* matrix;
+  const float* bias;   // [rows] or null
+  int64_t inputs;      // K
+  int64_t begin, end;  // rows of the matrix = columns of out
+  const void* x;       // [count, x_stride] activation type; zero in [inputs, x_stride)
+  int64_t x_stride;    // elements
+  int64_t count;
+  void* out;  // [count, out_stride] of out_type
+  DType out_type;
+  int64_t out_stride;
+  Blocking blocking;
+  Scratch scratch;
+};
+
 // The kernels for one pair of weight format and activation type.
 struct ExpertKernels {
   void (*gate_up)(const GateUpArgs&) = nullptr;
   void (*down)(const DownArgs&) = nullptr;
+  void (*linear)(const LinearArgs&) = nullptr;
 };
 
 // What the machine can do at most, measured by doctor and the benches.
@@ -76,7 +93,7 @@ struct KernelTable {
   const char* isa = nullptr;
   // Whether x in bf16 with weights in bf16 stays in bf16 (dot products of pairs); otherwise x becomes fp32.
   bool bf16_activations = false;
-  // By WeightFormat. Null where the row has no kernels of its own yet; see f32_kernels() in dispatch.h.
+  // By WeightFormat. Null where the row has no kernels of its own yet; see arithmetic() in dispatch.h.
   ExpertKernels f32_activations[kWeightFormats];
   ExpertKernels bf16_bf16;  // bf16 weights, bf16 activations; null unless bf16_activations
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.

@@ -1,69 +1,25 @@
 #include "cpu/moe_forward.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
-#include <new>
 
+#include "cpu/activations.h"
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
 
 namespace moerun::cpu {
 namespace {
 
-constexpr int64_t kPad = 64;  // rows of activations are zero-padded to a multiple of any kernel's step
-constexpr int64_t kRowsMultiple = 32;  // work items are whole panels of any instruction set
-
-// A work item: at least kItemBytes of weights, so that the hardware prefetcher pays (heuristic: about 10 us at 25 GB/s),
-// and no more items than kItemsPerThread, so that activations are reused, while nobody waits long at the end.
-constexpr int64_t kItemBytes = 256 << 10;
-constexpr int64_t kItemsPerThread = 32;
-
-// Gate-up results of a part of a batch stay in a typical L3; more tokens are done in several parts, each of which reads
-// the weights again, which is cheap when every expert has hundreds of tokens.
+// Gate-up results of a part of a batch stay in a typical L3; more tokens are done in several parts, each of
+// which reads the weights again, which is cheap when every expert has hundreds of tokens.
 constexpr int64_t kPartBytes = 32 << 20;
 constexpr int64_t kPartTokensMin = 512;
-
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Rows of activations that lie a multiple of 1 KiB apart compete for a few sets of L1: with several tokens that halves
-// the speed (measured at 4 KiB). So they are spread.
-constexpr int64_t kCrowded = 1024;
-bool crowded(int64_t stride, int64_t element_bytes) { return stride * element_bytes % kCrowded == 0; }
-int64_t spread(int64_t elements, int64_t element_bytes) {
-  const int64_t stride = round_up(elements, kPad);
-  return crowded(stride, element_bytes) ? stride + kPad : stride;
-}
-
-// `copies` matrices of `rows` rows (and as many experts' as that) are to be split; how many rows make an item?
-int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
-  const int64_t by_bytes = kItemBytes / std::max<int64_t>(bytes_per_row, 1), by_count = rows * copies / (kItemsPerThread * threads);
-  return std::min(round_up(std::max<int64_t>({by_bytes, by_count, 1}), kRowsMultiple), round_up(rows, kRowsMultiple));
-}
 
 int64_t tokens_per_part(const LayerView& layer, const Batch& batch, int64_t activation_bytes) {
   const int64_t row = batch.routing.top_k * round_up(layer.inter, kPad) * activation_bytes;
   return std::max(kPartTokensMin, kPartBytes / std::max<int64_t>(row, 1));
 }
 
-template <class T>
-T* offset(T* base, int64_t elements, DType type) {
-  using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  return static_cast<Byte*>(base) + elements * size_of(type);
-}
-
 }  // namespace
-
-void MoeForward::Buffer::Free::operator()(void* p) const { std::free(p); }
-
-void* MoeForward::Buffer::at_least(int64_t n) {
-  if (n > bytes) {
-    data.reset(std::aligned_alloc(64, round_up(n, 64)));
-    bytes = data ? n : 0;
-    if (!data) throw std::bad_alloc();
-  }
-  return data.get();
-}
 
 MoeForward::MoeForward(const KernelTable& kernels, int threads)
     : kernels_(kernels),
@@ -73,8 +29,8 @@ MoeForward::MoeForward(const KernelTable& kernels, int threads)
       scratch_(threads) {}
 
 int64_t MoeForward::workspace_bytes() const {
-  int64_t total = x_.bytes + h_.bytes + y_.bytes;
-  for (const Buffer& b : scratch_) total += b.bytes;
+  int64_t total = x_.bytes() + h_.bytes() + y_.bytes();
+  for (const Buffer& b : scratch_) total += b.bytes();
   return total;
 }
 
@@ -91,29 +47,19 @@ void MoeForward::run(const LayerView& layer, const Batch& batch, Observer& obser
 }
 
 void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t first, int64_t count) {
-  const bool in_bf16 =
-      kernels_.bf16_activations && batch.x_type == DType::bf16 && layer.format == WeightFormat::bf16;
-  const ExpertKernels& kernels =
-      in_bf16 ? kernels_.bf16_bf16 : f32_kernels(kernels_, layer.format);
-  const DType active_type = in_bf16 ? DType::bf16 : DType::f32;
+  const auto [kernels, active_type] = arithmetic(kernels_, batch.x_type, layer.format);
   const int64_t active_bytes = size_of(active_type);
   const Blocking blocks = blocking(cpu_info(), active_bytes);
-
-  // Activations that the kernels can read where they are need no copy.
-  const void* x = offset(batch.x, first * batch.x_stride, batch.x_type);
-  int64_t x_stride = batch.x_stride;
-  const bool copy_x = batch.x_type != active_type || layer.hidden % kPad != 0 ||
-                      (count > 1 && crowded(batch.x_stride, active_bytes));
-  if (copy_x) {
-    x_stride = spread(layer.hidden, active_bytes);
-    x = x_.at_least(count * x_stride * active_bytes);
-  }
+  const void* given = offset(batch.x, first * batch.x_stride, batch.x_type);
+  const Activations x =
+      place_activations(given, batch.x_type, batch.x_stride, count, layer.hidden, active_type, x_);
   const int64_t h_stride = spread(layer.inter, active_bytes), y_stride = round_up(layer.hidden, kPad);
   void* h = h_.at_least(groups_.pairs() * h_stride * active_bytes);
   auto* y = static_cast<float*>(y_.at_least(count * y_stride * sizeof(float)));
   for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
 
-  const int64_t hidden_bytes = bytes_of(layer.format, layer.hidden), inter_bytes = bytes_of(layer.format, layer.inter);
+  const int64_t hidden_bytes = bytes_of(layer.format, layer.hidden),
+                inter_bytes = bytes_of(layer.format, layer.inter);
   const int64_t active = std::max<int64_t>(groups_.active(), 1);
   const int64_t up_rows = rows_per_item(layer.inter, active, 2 * hidden_bytes, team_.size());
   const int64_t up_items = (layer.inter + up_rows - 1) / up_rows;
@@ -123,21 +69,19 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   std::fill(spans_.begin(), spans_.end(), std::array<Span, kPhases>{});
 
   const auto convert_token = [&](int64_t t) noexcept {
-    void* to = offset(const_cast<void*>(x), t * x_stride, active_type);
-    kernels_.convert(offset(batch.x, (first + t) * batch.x_stride, batch.x_type), batch.x_type, to, active_type, layer.hidden);
-    std::memset(offset(to, layer.hidden, active_type), 0, (x_stride - layer.hidden) * active_bytes);
+    copy_row(kernels_, given, batch.x_type, batch.x_stride, t, layer.hidden, active_type, x);
   };
 
   const auto gate_up = [&](int64_t item, void* scratch) noexcept {
     const int64_t a = item / up_items, begin = item % up_items * up_rows, pair = groups_.offsets[a];
-    kernels.gate_up({
+    kernels->gate_up({
         .expert = &layer.experts[groups_.experts[a]],
         .hidden = layer.hidden,
         .inter = layer.inter,
         .begin = begin,
         .end = std::min(begin + up_rows, layer.inter),
-        .x = x,
-        .x_stride = x_stride,
+        .x = x.data,
+        .x_stride = x.stride,
         .rows = &groups_.rows[pair],
         .count = groups_.offsets[a + 1] - pair,
         .h = offset(h, pair * h_stride, active_type),
@@ -148,14 +92,14 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
     });
   };
 
-  // One item owns columns [begin, end) of y for all tokens: no two threads add to the same sum, and the order of the
-  // additions does not depend on the threads.
+  // One item owns columns [begin, end) of y for all tokens: no two threads add to the same sum, and the order
+  // of the additions does not depend on the threads.
   const auto down = [&](int64_t item, void* scratch) noexcept {
     const int64_t begin = item * down_rows, end = std::min(begin + down_rows, layer.hidden);
     for (int64_t t = 0; t < count; ++t) std::fill(y + t * y_stride + begin, y + t * y_stride + end, 0.0f);
     for (int64_t a = 0; a < groups_.active(); ++a) {
       const int64_t pair = groups_.offsets[a];
-      kernels.down({
+      kernels->down({
           .expert = &layer.experts[groups_.experts[a]],
           .hidden = layer.hidden,
           .inter = layer.inter,
@@ -175,18 +119,19 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
     }
     for (int64_t t = 0; t < count; ++t)
       kernels_.convert(y + t * y_stride + begin, DType::f32,
-                       offset(batch.out, (first + t) * batch.out_stride + begin, batch.out_type), batch.out_type, end - begin);
+                       offset(batch.out, (first + t) * batch.out_stride + begin, batch.out_type),
+                       batch.out_type, end - begin);
   };
 
   team_.run([&](Member me) noexcept {
     auto& span = spans_[me.thread];
-    void* scratch = scratch_[me.thread].data.get();
+    void* scratch = scratch_[me.thread].data();
     const auto phase = [&](Phase p, int64_t items, auto&& item) {
       span[p].begin = Clock::now();
       work_[p].run(me, items, item);
       span[p].end = Clock::now();
     };
-    if (copy_x) {
+    if (x.copy) {
       phase(kConvert, count, convert_token);
       barrier_.wait(me.size);
     }

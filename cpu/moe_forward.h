@@ -1,13 +1,13 @@
-// One layer of experts on the CPU: groups tokens by expert, then gate-up-activation and down-weight-sum, each phase
-// shared by a team with one barrier between. Called by src/engine; the kernels do the arithmetic.
+// One layer of experts on the CPU: groups tokens by expert, then gate-up-activation and down-weight-sum, each
+// phase shared by a team with one barrier between. Called by src/engine; the kernels do the arithmetic.
 #pragma once
 #include <array>
 #include <chrono>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "cpu/barrier.h"
+#include "cpu/buffer.h"
 #include "cpu/grouping.h"
 #include "cpu/kernel_table.h"
 #include "cpu/team.h"
@@ -63,16 +63,6 @@ class MoeForward {
   int64_t workspace_bytes() const;
 
  private:
-  // Memory that only grows, aligned to cache lines.
-  struct Buffer {
-    struct Free {
-      void operator()(void* p) const;
-    };
-    std::unique_ptr<void, Free> data;
-    int64_t bytes = 0;
-    void* at_least(int64_t n);
-  };
-
   void run_part(const LayerView& layer, const Batch& batch, int64_t first, int64_t count);
 
   const KernelTable& kernels_;

@@ -1,7 +1,9 @@
-// Splits the work items of one phase among the members of a team: each starts with a contiguous share of its own, so
-// that memory is read in long runs, and who is done takes items from the front of what others have left.
-// Producer: reset() before the region. Consumers: the team's threads; counters pair with each other only.
+// Splits the work items of one phase among the members of a team: each starts with a contiguous share of its
+// own, so that memory is read in long runs, and who is done takes items from the front of what others have
+// left. Producer: reset() before the region. Consumers: the team's threads; counters pair with each other
+// only.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -9,6 +11,18 @@
 #include "cpu/team.h"
 
 namespace moerun::cpu {
+
+// How many of `rows` rows make a work item, when `copies` matrices of as many rows each are to be split. At
+// least kItemBytes, so that the hardware prefetcher pays (heuristic: about 10 us at 25 GB/s); no more items
+// than kItemsPerThread, so that activations are reused while nobody waits long at the end; whole panels of
+// any instruction set.
+inline int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
+  constexpr int64_t kItemBytes = 256 << 10, kItemsPerThread = 32, kRowsMultiple = 32;
+  const int64_t by_bytes = kItemBytes / std::max<int64_t>(bytes_per_row, 1),
+                by_count = rows * copies / (kItemsPerThread * threads);
+  const int64_t wanted = std::min(std::max<int64_t>({by_bytes, by_count, 1}), rows);
+  return (wanted + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple;
+}
 
 class WorkRanges {
  public:

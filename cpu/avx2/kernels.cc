@@ -2,14 +2,16 @@
 #include "cpu/avx2/simd.h"
 // after Simd
 #include "cpu/kernels/convert_inl.h"
-#include "cpu/kernels/expert_inl.h"
 #include "cpu/kernels/f32_dot_inl.h"
 #include "cpu/kernels/limits_inl.h"
+#include "cpu/kernels/linear_inl.h"
 
 namespace moerun::cpu {
 namespace {
 
-double dot(DType, int64_t rounds, float* sink) { return dot_peak<F32Dot<DType::f32>>(rounds, sink); }
+double dot(DType, int64_t rounds, float* sink) {
+  return dot_peak<F32Dot<DType::f32>>(rounds, sink);
+}
 
 constexpr KernelTable kTable = {
     .isa = "avx2",
@@ -24,6 +26,8 @@ constexpr KernelTable kTable = {
 
 }  // namespace
 
-const KernelTable& avx2_kernels() { return kTable; }
+const KernelTable& avx2_kernels() {
+  return kTable;
+}
 
 }  // namespace moerun::cpu

@@ -2,9 +2,9 @@
 #include "cpu/avx512/simd.h"
 #include "cpu/avx512_bf16/bf16_dot.h"
 // after Simd
-#include "cpu/kernels/expert_inl.h"
 #include "cpu/kernels/f32_dot_inl.h"
 #include "cpu/kernels/limits_inl.h"
+#include "cpu/kernels/linear_inl.h"
 
 namespace moerun::cpu {
 namespace {

@@ -1,8 +1,9 @@
-// The two phases of one expert, for a range of rows: what GateUpArgs and DownArgs describe. Included after a Simd.
+// The two phases of one expert, for a range of rows: what GateUpArgs and DownArgs describe. Included after a
+// Simd.
 //
-// Both phases compute sums for a block of rows by one of two kernels, chosen by the expert's own number of tokens, into
-// the thread's scratch, and then finish them: activation, or routing weight and accumulation. One thread each; whoever
-// calls them splits the rows among threads.
+// Both phases compute sums for a block of rows by one of two kernels, chosen by the expert's own number of
+// tokens, into the thread's scratch, and then finish them: activation, or routing weight and accumulation.
+// One thread each; whoever calls them splits the rows among threads.
 #pragma once
 #include <cstdint>
 
@@ -14,11 +15,12 @@
 namespace moerun::cpu {
 namespace {
 
-// Most tokens for which reading rows directly beats packing them. Heuristic from bench/kernels on Zen 5, cold weights:
-// packing costs about four tokens' work, a second pass over rows in cache about one.
+// Most tokens for which reading rows directly beats packing them. Heuristic from bench/kernels on Zen 5, cold
+// weights: packing costs about four tokens' work, a second pass over rows in cache about one.
 constexpr int64_t kMostRowTokens = 12;
 
-// How many rows of a matrix are multiplied at a time: a panel's half, or a run long enough for the prefetcher.
+// How many rows of a matrix are multiplied at a time: a panel's half, or a run long enough for the
+// prefetcher.
 constexpr int64_t kRowRun = 128;
 
 inline bool few_tokens(int64_t tokens, const MatrixView& matrix) {
@@ -26,10 +28,11 @@ inline bool few_tokens(int64_t tokens, const MatrixView& matrix) {
 }
 
 template <class D>
-inline void multiply_rows(const RowGroup& g, int64_t k_count, const typename D::X* const* x, int64_t tokens, float* c,
-                          int64_t c_stride, const RowGroup* next) {
-  dot_rows<D>(element<D::weight_type>(g.matrix, g.row, 0), g.matrix.row_stride * size_of(D::weight_type), g.count,
-              k_count, x, tokens, c, c_stride, next ? element<D::weight_type>(next->matrix, next->row, 0) : nullptr);
+inline void multiply_rows(const RowGroup& g, int64_t k_count, const typename D::X* const* x, int64_t tokens,
+                          float* c, int64_t c_stride, const RowGroup* next) {
+  dot_rows<D>(element<D::weight_type>(g.matrix, g.row, 0), g.matrix.row_stride * size_of(D::weight_type),
+              g.count, k_count, x, tokens, c, c_stride,
+              next ? element<D::weight_type>(next->matrix, next->row, 0) : nullptr);
 }
 
 // The thread's scratch: a packed panel, then the sums of a block of rows.
@@ -38,8 +41,7 @@ struct Workspace {
   void* panel;
   float* c;  // [tokens][2 * lanes], or [few tokens][2 * kRowRun]
   explicit Workspace(const Scratch& scratch, const Blocking& blocking)
-      : panel(scratch.data),
-        c(static_cast<float*>(scratch.data) + 2 * Simd::lanes * blocking.k_block) {}
+      : panel(scratch.data), c(static_cast<float*>(scratch.data) + 2 * Simd::lanes * blocking.k_block) {}
 };
 
 constexpr int64_t kMostTokenBlock = 384;  // what blocking() may choose; bounds the pointers on the stack
@@ -49,10 +51,11 @@ inline Simd::F load_bias(const float* bias, int64_t row, int64_t count) {
   return count == Simd::lanes ? Simd::load(bias + row) : Simd::load(bias + row, count);
 }
 
-// h[m][row ..] = act(gate, up) for up to `lanes` rows; gate and up results lie c_stride apart from token to token.
+// h[m][row ..] = act(gate, up) for up to `lanes` rows; gate and up results lie c_stride apart from token to
+// token.
 template <class D>
-inline void finish_gate_up(const GateUpArgs& a, int64_t row, int64_t count, int64_t first_token, int64_t tokens,
-                           const float* gate, const float* up, int64_t c_stride) {
+inline void finish_gate_up(const GateUpArgs& a, int64_t row, int64_t count, int64_t first_token,
+                           int64_t tokens, const float* gate, const float* up, int64_t c_stride) {
   const Simd::F gate_bias = load_bias(a.expert->gate_bias, row, count);
   const Simd::F up_bias = load_bias(a.expert->up_bias, row, count);
   for (int64_t m = 0; m < tokens; ++m) {
@@ -67,8 +70,8 @@ inline void finish_gate_up(const GateUpArgs& a, int64_t row, int64_t count, int6
 }
 
 // y[rows[m]][row ..] += weights[m] * (c[m] + bias) for up to `lanes` rows.
-inline void finish_down(const DownArgs& a, int64_t row, int64_t count, int64_t first_token, int64_t tokens, const float* c,
-                        int64_t c_stride) {
+inline void finish_down(const DownArgs& a, int64_t row, int64_t count, int64_t first_token, int64_t tokens,
+                        const float* c, int64_t c_stride) {
   const Simd::F bias = load_bias(a.expert->down_bias, row, count);
   for (int64_t m = 0; m < tokens; ++m) {
     const Simd::F value = Simd::add(Simd::load(c + m * c_stride), bias);
@@ -99,12 +102,15 @@ void gate_up(const GateUpArgs& a) {
       const RowGroup next[2] = {{e.gate, n + step, after}, {e.up, n + step, after}};
       if (few) {
         multiply_rows<D>(now[0], a.hidden, x, tokens, work.c, c_stride, &now[1]);
-        multiply_rows<D>(now[1], a.hidden, x, tokens, work.c + step, c_stride, after > 0 ? &next[0] : nullptr);
+        multiply_rows<D>(now[1], a.hidden, x, tokens, work.c + step, c_stride,
+                         after > 0 ? &next[0] : nullptr);
       } else {
-        multiply_panel<D>(now, a.hidden, a.blocking.k_block, x, tokens, work.c, work.panel, after == lanes ? next : nullptr);
+        multiply_panel<D>(now, a.hidden, a.blocking.k_block, x, tokens, work.c, work.panel,
+                          after == lanes ? next : nullptr);
       }
       for (int64_t i = 0; i < rows; i += lanes)
-        finish_gate_up<D>(a, n + i, smaller(lanes, rows - i), m0, tokens, work.c + i, work.c + step + i, c_stride);
+        finish_gate_up<D>(a, n + i, smaller(lanes, rows - i), m0, tokens, work.c + i, work.c + step + i,
+                          c_stride);
     }
   }
   if (a.end == a.inter)
@@ -133,20 +139,18 @@ void down(const DownArgs& a) {
         const RowGroup now = {e.down, n, rows}, next = {then ? *then : e.down, at, 1};
         multiply_rows<D>(now, a.inter, h, tokens, work.c, step, then ? &next : nullptr);
       } else {
-        const RowGroup now[2] = {{e.down, n, smaller(lanes, rows)}, {e.down, n + lanes, rows > lanes ? rows - lanes : 0}};
+        const RowGroup now[2] = {{e.down, n, smaller(lanes, rows)},
+                                 {e.down, n + lanes, rows > lanes ? rows - lanes : 0}};
         const bool whole = then && a.end - at >= step;
-        const RowGroup next[2] = {{then ? *then : e.down, at, lanes}, {then ? *then : e.down, at + lanes, lanes}};
-        multiply_panel<D>(now, a.inter, a.blocking.k_block, h, tokens, work.c, work.panel, whole ? next : nullptr);
+        const RowGroup next[2] = {{then ? *then : e.down, at, lanes},
+                                  {then ? *then : e.down, at + lanes, lanes}};
+        multiply_panel<D>(now, a.inter, a.blocking.k_block, h, tokens, work.c, work.panel,
+                          whole ? next : nullptr);
       }
       for (int64_t i = 0; i < rows; i += lanes)
         finish_down(a, n + i, smaller(lanes, rows - i), m0, tokens, work.c + i, step);
     }
   }
-}
-
-template <class D>
-constexpr ExpertKernels expert_kernels() {
-  return {gate_up<D>, down<D>};
 }
 
 }  // namespace

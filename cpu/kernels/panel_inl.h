@@ -1,16 +1,16 @@
-// Many tokens: a panel of 2 x lanes weight rows is packed once, then multiplied with all tokens of the expert.
-// Included after a Simd and a Dot.
+// Many tokens: a panel of 2 x lanes weight rows is packed once, then multiplied with all tokens of the
+// expert. Included after a Simd and a Dot.
 //
 //   c[m][half * lanes + n] (+)= sum over k of row(half, n)[k] * x[m][k]        k in one block of K
 //
 // Panel: [k / group][half][lane][group]: one register holds `group` consecutive k of `lanes` rows, so that an
-// activation is broadcast from its own row-major memory and sums need no horizontal additions. Two halves are two
-// matrices (gate and up) or two neighbouring row groups (down). One thread; the panel lives in L1 and L2.
-// Operations: 2 loads and M broadcasts feed 2 M multiply-adds; with M = 12 that is above 98 % of peak (measured).
-// Bytes: the rows once for every token block. Packing costs as much as about four tokens; it transposes lanes x lanes
-// blocks in registers. While a panel is multiplied, the rows of the next one are prefetched, line after line: the
-// order in which the hardware prefetcher runs ahead by itself.
-// Weakness: below about 12 tokens packing dominates; rows_inl.h serves those.
+// activation is broadcast from its own row-major memory and sums need no horizontal additions. Two halves are
+// two matrices (gate and up) or two neighbouring row groups (down). One thread; the panel lives in L1 and L2.
+// Operations: 2 loads and M broadcasts feed 2 M multiply-adds; with M = 12 that is above 98 % of peak
+// (measured). Bytes: the rows once for every token block. Packing costs as much as about four tokens; it
+// transposes lanes x lanes blocks in registers. While a panel is multiplied, the rows of the next one are
+// prefetched, line after line: the order in which the hardware prefetcher runs ahead by itself. Weakness:
+// below about 12 tokens packing dominates; rows_inl.h serves those.
 #pragma once
 #include <cstdint>
 #include <utility>
@@ -89,7 +89,8 @@ inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count,
   }
 }
 
-// Column-major rows side by side (row_stride 1) or alternating with another matrix's (row_stride 2, as gpt-oss has it).
+// Column-major rows side by side (row_stride 1) or alternating with another matrix's (row_stride 2, as
+// gpt-oss has it).
 template <class D>
 inline Simd::F load_column(const RowGroup& g, int64_t k) {
   constexpr DType W = D::weight_type;
@@ -119,15 +120,16 @@ inline void pack_columns(const RowGroup& g, int64_t k0, int64_t k_count, typenam
 template <class D>
 inline void pack(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
   if (g.matrix.col_stride != 1) return pack_columns<D>(g, k0, k_count, panel);
-  if (g.count == Simd::lanes && k_count % D::step == 0)  return pack_contiguous_full<D>(g, k0, k_count, panel);
+  if (g.count == Simd::lanes && k_count % D::step == 0) return pack_contiguous_full<D>(g, k0, k_count, panel);
   pack_contiguous<D>(g, k0, k_count, panel);
 }
 
-// One tile: M tokens times one panel. `groups` panel entries; x[m] points at the block's first k. Accumulators start
-// from c unless this is the first block of K. After each step of K, `lines` lines are prefetched from `soon` on.
+// One tile: M tokens times one panel. `groups` panel entries; x[m] points at the block's first k.
+// Accumulators start from c unless this is the first block of K. After each step of K, `lines` lines are
+// prefetched from `soon` on.
 template <class D, int M>
-void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename D::X* const* x, int64_t k0, bool first,
-                   float* c, const char* soon, int lines) {
+void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename D::X* const* x, int64_t k0,
+                   bool first, float* c, const char* soon, int lines) {
   constexpr int lanes = Simd::lanes;
   constexpr int64_t run = D::step / D::group;
   const typename D::X* row[M];
@@ -168,10 +170,12 @@ inline Tile<D> choose_tile(int64_t tokens, std::integer_sequence<int, M...>) {
   return by_tokens[tokens - 1];
 }
 
-// c[tokens][2 * lanes] = both row groups times x, all of K. `next`: the row groups of the following call, or null.
+// c[tokens][2 * lanes] = both row groups times x, all of K. `next`: the row groups of the following call, or
+// null.
 template <class D>
-void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_block, const typename D::X* const* x,
-                    int64_t tokens, float* c, void* panel_memory, const RowGroup* next) {
+void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_block,
+                    const typename D::X* const* x, int64_t tokens, float* c, void* panel_memory,
+                    const RowGroup* next) {
   constexpr int lanes = Simd::lanes;
   auto* panel = static_cast<typename D::Vec*>(panel_memory);
   const int64_t blocks = (k_count + k_block - 1) / k_block;
@@ -181,7 +185,8 @@ void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_bloc
   Ahead ahead;
   if (next && next[0].matrix.col_stride == 1) {
     const auto begin = [&](const RowGroup& g) { return element<D::weight_type>(g.matrix, g.row, 0); };
-    ahead = Ahead(begin(next[0]), begin(next[1]), lanes * next[0].matrix.row_stride * size_of(D::weight_type));
+    ahead =
+        Ahead(begin(next[0]), begin(next[1]), lanes * next[0].matrix.row_stride * size_of(D::weight_type));
   }
   for (int64_t k0 = 0; k0 < k_count; k0 += k_block) {
     const int64_t block = smaller(k_block, k_count - k0), entries = (block + D::group - 1) / D::group;
@@ -190,7 +195,8 @@ void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_bloc
       const int64_t size = (tokens - m + tiles - t - 1) / (tiles - t);  // as even as can be
       const auto tile = choose_tile<D>(size, std::make_integer_sequence<int, Simd::tile_tokens>{});
       const int lines = static_cast<int>((lines_per_step * size + tokens - 1) / tokens);
-      tile(panel, entries, x + m, k0, k0 == 0, c + m * 2 * lanes, ahead.take(lines * (block / D::step)), lines);
+      tile(panel, entries, x + m, k0, k0 == 0, c + m * 2 * lanes, ahead.take(lines * (block / D::step)),
+           lines);
       m += size;
     }
   }

@@ -76,6 +76,16 @@ void down(const DownArgs& a) {
   }
 }
 
+template <WeightFormat W>
+void linear(const LinearArgs& a) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    const float* x = static_cast<const float*>(a.x) + i * a.x_stride;
+    for (int64_t n = a.begin; n < a.end; ++n)
+      store(a.out, a.out_type, i * a.out_stride + n,
+            dot<W>(*a.matrix, n, x, a.inputs) + (a.bias ? a.bias[n] : 0.0f));
+  }
+}
+
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(to, to_type, i, load(from, from_type, i));
 }
@@ -99,7 +109,7 @@ double dot_peak(DType, int64_t rounds, float* sink) {
 
 template <WeightFormat W>
 constexpr ExpertKernels expert_kernels() {
-  return {gate_up<W>, down<W>};
+  return {gate_up<W>, down<W>, linear<W>};
 }
 
 template <int... Formats>

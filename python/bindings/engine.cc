@@ -1,5 +1,5 @@
-// Engine, Layer and Job. Memory comes as addresses that python/moerun/tensors.py has checked; whoever calls keeps it
-// alive until the work is done.
+// Engine, Layer and Job. Memory comes as addresses that python/moerun/tensors.py has checked; whoever calls
+// keeps it alive until the work is done.
 #include "src/engine/engine.h"
 
 #include <pybind11/numpy.h>
@@ -33,31 +33,33 @@ struct DeleteWithoutGil {
   }
 };
 
-std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k, WeightFormat format,
-                                 const ActivationSpec& activation, const Addresses& gate, const Addresses& up,
-                                 const Addresses& down, const Strides& gate_up_strides, const Strides& down_strides,
-                                 const Biases& gate_bias, const Biases& up_bias, const Biases& down_bias,
-                                 const py::object& owner) {
+std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+                                 WeightFormat format, const ActivationSpec& activation, const Addresses& gate,
+                                 const Addresses& up, const Addresses& down, const Strides& gate_up_strides,
+                                 const Strides& down_strides, const Biases& gate_bias, const Biases& up_bias,
+                                 const Biases& down_bias, const py::object& owner) {
   if (is_quantised(format)) throw InvalidArgument("quantised experts are added as blobs");
-  std::vector<ExpertView> experts =
-      expert_views(hidden, inter, gate, up, down, gate_up_strides, down_strides, gate_bias, up_bias, down_bias);
+  std::vector<ExpertView> experts = expert_views(hidden, inter, gate, up, down, gate_up_strides, down_strides,
+                                                 gate_bias, up_bias, down_bias);
   const LayerShape shape{.num_experts = static_cast<int64_t>(gate.size()),
                          .hidden = hidden,
                          .inter = inter,
                          .top_k = top_k,
                          .format = format,
                          .activation = activation};
-  return engine.add_layer(shape, std::move(experts), hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
+  return engine.add_layer(shape, std::move(experts),
+                          hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
 }
 
 // Experts that lie in blobs (src/expert_store/blob_layout.h).
-std::shared_ptr<Layer> add_blobs(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k, WeightFormat format,
-                                 const ActivationSpec& activation, bool bias, const Addresses& blobs,
-                                 const py::object& owner) {
+std::shared_ptr<Layer> add_blobs(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+                                 WeightFormat format, const ActivationSpec& activation, bool bias,
+                                 const Addresses& blobs, const py::object& owner) {
   const BlobLayout layout = blob_layout(format, hidden, inter, bias);
   std::vector<ExpertView> experts(blobs.size());
   for (py::ssize_t e = 0; e < blobs.size(); ++e) {
-    if (blobs.at(e) % kBlobAlignment != 0) throw InvalidArgument("blobs must begin at multiples of 256 bytes");
+    if (blobs.at(e) % kBlobAlignment != 0)
+      throw InvalidArgument("blobs must begin at multiples of 256 bytes");
     experts[e] = expert_view(layout, reinterpret_cast<const std::byte*>(blobs.at(e)));
   }
   const LayerShape shape{.num_experts = static_cast<int64_t>(blobs.size()),
@@ -72,8 +74,8 @@ std::shared_ptr<Layer> add_blobs(Engine& engine, int64_t hidden, int64_t inter, 
 // (address, type, elements from row to row)
 using Rows = std::tuple<uintptr_t, DType, int64_t>;
 
-cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit, int64_t ids_stride,
-                      const Rows& weights, const Rows& out) {
+cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit,
+                      int64_t ids_stride, const Rows& weights, const Rows& out) {
   cpu::Batch batch;
   batch.x = reinterpret_cast<const void*>(std::get<0>(x));
   batch.x_type = std::get<1>(x);
@@ -90,6 +92,28 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
                    .tokens = tokens,
                    .top_k = top_k};
   return batch;
+}
+
+cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t outputs, int64_t inputs,
+                            const Strides& strides, uintptr_t bias) {
+  return {.matrix = {reinterpret_cast<const void*>(weight), strides.first, strides.second},
+          .bias = reinterpret_cast<const float*>(bias),
+          .outputs = outputs,
+          .inputs = inputs,
+          .format = weight_format(weights_type)};
+}
+
+void run_linear(Engine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
+                const Rows& out) {
+  cpu::LinearBatch batch;
+  batch.x = reinterpret_cast<const void*>(std::get<0>(x));
+  batch.x_type = std::get<1>(x);
+  batch.x_stride = std::get<2>(x);
+  batch.out = reinterpret_cast<void*>(std::get<0>(out));
+  batch.out_type = std::get<1>(out);
+  batch.out_stride = std::get<2>(out);
+  batch.tokens = tokens;
+  engine.linear(layer, batch);
 }
 
 // Waits in slices, so that Ctrl-C is seen.
@@ -111,7 +135,8 @@ py::dict to_dict(const LayerStats& s) {
   d["tokens"] = s.tokens;
   d["weight_bytes"] = s.weight_bytes;
   d["seconds"] = s.seconds;
-  d["expert_tokens"] = py::array_t<int64_t>(static_cast<py::ssize_t>(s.expert_tokens.size()), s.expert_tokens.data());
+  d["expert_tokens"] =
+      py::array_t<int64_t>(static_cast<py::ssize_t>(s.expert_tokens.size()), s.expert_tokens.data());
   return d;
 }
 
@@ -122,6 +147,7 @@ py::dict to_dict(const EngineStats& s) {
   d["cpu_threads"] = s.cpu_threads;
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
+  d["linear_seconds"] = s.linear_seconds;
   d["layers"] = layers;
   return d;
 }
@@ -129,7 +155,6 @@ py::dict to_dict(const EngineStats& s) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  py::enum_<DType>(m, "DType").value("fp32", DType::f32).value("fp16", DType::f16).value("bf16", DType::bf16);
   py::enum_<Activation>(m, "Activation")
       .value("silu", Activation::silu)
       .value("gelu", Activation::gelu)
@@ -137,15 +162,20 @@ void bind_engine(py::module_& m) {
       .value("relu2", Activation::relu2)
       .value("swiglu_oai", Activation::swiglu_oai);
   py::class_<ActivationSpec>(m, "ActivationSpec")
-      .def(py::init<Activation, float, float>(), py::arg("kind"), py::arg("alpha") = 1.702f, py::arg("limit") = 7.0f);
+      .def(py::init<Activation, float, float>(), py::arg("kind"), py::arg("alpha") = 1.702f,
+           py::arg("limit") = 7.0f);
 
   py::class_<Layer, std::shared_ptr<Layer>>(m, "Layer")
       .def_property_readonly("index", &Layer::index)
       .def_property_readonly("expert_bytes", &Layer::expert_bytes);
 
-  py::class_<Job, std::shared_ptr<Job>>(m, "Job")
-      .def("wait", wait)
-      .def("done", [](Job& job) { return job.wait_for(std::chrono::milliseconds(0)); });
+  py::class_<Job, std::shared_ptr<Job>>(m, "Job").def("wait", wait).def("done", [](Job& job) {
+    return job.wait_for(std::chrono::milliseconds(0));
+  });
+
+  py::class_<cpu::LinearView>(m, "LinearView")
+      .def(py::init(&make_linear), py::arg("weight"), py::arg("weights_type"), py::arg("outputs"),
+           py::arg("inputs"), py::arg("strides"), py::arg("bias"));
 
   py::class_<cpu::Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
@@ -158,13 +188,18 @@ void bind_engine(py::module_& m) {
            py::arg("cpu_threads") = 0, py::arg("isa") = "")
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
            py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),
-           py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"), py::arg("down_bias"), py::arg("owner"))
+           py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"), py::arg("down_bias"),
+           py::arg("owner"))
       .def("add_blobs", add_blobs, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
            py::arg("activation"), py::arg("bias"), py::arg("blobs"), py::arg("owner"))
       .def(
-          "forward", [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
+          "forward",
+          [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
+      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"),
+           py::call_guard<py::gil_scoped_release>())
+      .def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"),
+           py::call_guard<py::gil_scoped_release>())
       .def("stats",
            [](const Engine& e) {
              EngineStats s;

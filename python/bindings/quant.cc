@@ -6,6 +6,7 @@
 #include "python/bindings/bindings.h"
 #include "python/bindings/expert_views.h"
 #include "src/error.h"
+#include "src/expert_store/checksum.h"
 #include "src/expert_store/quantise.h"
 
 namespace py = pybind11;
@@ -35,6 +36,22 @@ std::vector<std::byte*> blob_addresses(const Addresses& blobs, size_t experts) {
   return addresses;
 }
 
+// Of each blob. Reads all of them, on all threads.
+py::array_t<uint64_t> checksums(const Addresses& blobs, int64_t bytes, int threads) {
+  py::array_t<uint64_t> result(blobs.size());
+  uint64_t* to = result.mutable_data();
+  const uint64_t* from = blobs.data();
+  const int64_t count = blobs.size();
+  const py::gil_scoped_release release;
+  const cpu::Team team(threads ? threads : cpu::cpu_info().usable_cores);
+  cpu::WorkRanges work(team.size());
+  work.reset();
+  team.run([&](cpu::Member me) noexcept {
+    work.run(me, count, [&](int64_t i) { to[i] = checksum(reinterpret_cast<const std::byte*>(from[i]), bytes); });
+  });
+  return result;
+}
+
 void quantise(const BlobLayout& layout, DType from, const Addresses& gate, const Addresses& up,
               const Addresses& down, const Strides& gate_up_strides, const Strides& down_strides,
               const Biases& gate_bias, const Biases& up_bias, const Biases& down_bias, const Addresses& blobs,
@@ -54,6 +71,7 @@ void quantise(const BlobLayout& layout, DType from, const Addresses& gate, const
 }  // namespace
 
 void bind_quant(py::module_& m) {
+  py::enum_<DType>(m, "DType").value("fp32", DType::f32).value("fp16", DType::f16).value("bf16", DType::bf16);
   py::enum_<WeightFormat> formats(m, "WeightFormat");
   for (int f = 0; f < kWeightFormats; ++f) formats.value(kFormatInfo[f].name, static_cast<WeightFormat>(f));
   bind_matrix(m);
@@ -72,6 +90,8 @@ void bind_quant(py::module_& m) {
         py::arg("up_bias"), py::arg("down_bias"), py::arg("blobs"), py::arg("threads") = 0,
         py::arg("isa") = "",
         "Writes experts into the blobs at these addresses. threads 0: all usable cores.");
+  m.def("checksums", checksums, py::arg("blobs"), py::arg("bytes"), py::arg("threads") = 0,
+        "Of the memory at each address, uint64 [n]. threads 0: all usable cores.");
   m.def("weight_bytes", &weight_bytes, py::arg("format"), py::arg("hidden"), py::arg("inter"),
         "Bytes of one expert's codes, scales and zeros, without padding.");
 }

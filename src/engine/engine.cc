@@ -46,12 +46,17 @@ class Bookkeeper : public cpu::Observer {
   Trace& trace_;
 };
 
+int threads_of(const EngineOptions& options) {
+  return options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores;
+}
+
 }  // namespace
 
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       isa_(cpu::choose_kernels(options.isa).isa),
-      forward_(cpu::choose_kernels(options.isa), options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores) {}
+      forward_(cpu::choose_kernels(isa_), threads_of(options)),
+      linear_(cpu::choose_kernels(isa_), threads_of(options)) {}
 
 std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                          std::shared_ptr<void> owner) {
@@ -62,16 +67,28 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
   return layers_.back();
 }
 
-void Engine::forward(Layer& layer, const cpu::Batch& batch) {
+// Runs work on the calling thread. In the child of a fork that thread may still carry the parent's pool of
+// OpenMP threads, which do not exist here; the scheduler's thread is new and has none.
+template <class Work>
+void Engine::run_here(Work&& work) {
   check_usable();
-  // In the child of a fork, the calling thread may still carry the parent's pool of OpenMP threads, which do not exist
-  // here; the scheduler's thread is new and has none.
-  if (fork_generation_ > 0) {
-    const auto job = scheduler_.submit([this, &layer, &batch] { compute(layer, batch); });
-    while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
-    return job->rethrow();
-  }
-  compute(layer, batch);
+  if (fork_generation_ == 0) return work();
+  const auto job = scheduler_.submit([&work] { work(); });
+  while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
+  job->rethrow();
+}
+
+void Engine::forward(Layer& layer, const cpu::Batch& batch) {
+  run_here([&] { compute(layer, batch); });
+}
+
+void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch) {
+  run_here([&] {
+    const std::lock_guard lock(mutex_);
+    const auto begin = cpu::Clock::now();
+    linear_.run(layer, batch);
+    linear_seconds_ += std::chrono::duration<double>(cpu::Clock::now() - begin).count();
+  });
 }
 
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
@@ -91,7 +108,8 @@ EngineStats Engine::stats() const {
   EngineStats s;
   s.cpu_threads = forward_.team().size();
   s.isa = isa_;
-  s.workspace_bytes = forward_.workspace_bytes();
+  s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes();
+  s.linear_seconds = linear_seconds_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   return s;
 }
@@ -108,7 +126,8 @@ void Engine::check_usable() const {
   if (closed_) throw InvalidState("the engine is closed; create a new one");
   if (fork_generation_ != cpu::fork_generation())
     throw InvalidState(
-        "this engine was created before fork(), and its threads do not exist in this process; create the engine in the "
+        "this engine was created before fork(), and its threads do not exist in this process; create the "
+        "engine in the "
         "child, or start workers with multiprocessing's 'spawn'");
 }
 

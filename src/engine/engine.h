@@ -1,6 +1,6 @@
-// Owns everything: layers, the CPU team with its workspace, the scheduler's thread, statistics and the timeline.
-// python/bindings calls it; it calls cpu/ for the work. One batch computes at a time, on cpu_threads threads of which
-// the calling one (forward) or the scheduler's (submit) is the first.
+// Owns everything: layers, the CPU team with its workspace, the scheduler's thread, statistics and the
+// timeline. python/bindings calls it; it calls cpu/ for the work. One batch computes at a time, on
+// cpu_threads threads of which the calling one (forward) or the scheduler's (submit) is the first.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
 #include "src/engine/layer.h"
 #include "src/scheduler/scheduler.h"
@@ -24,6 +25,7 @@ struct EngineStats {
   int cpu_threads = 0;
   std::string isa;
   int64_t workspace_bytes = 0;
+  double linear_seconds = 0;  // spent in dense linear layers
   std::vector<LayerStats> layers;
 };
 
@@ -32,13 +34,17 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   ~Engine() { close(); }
 
-  std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts, std::shared_ptr<void> owner);
+  std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
+                                   std::shared_ptr<void> owner);
 
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);
 
   // Returns at once; the memory behind `batch` must live until the job is done.
   std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+
+  // A dense linear layer on the engine's threads; computes before it returns. Throws as forward does.
+  void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
 
   EngineStats stats() const;
   void write_trace(const std::string& path) const { trace_.write(path); }
@@ -50,12 +56,16 @@ class Engine {
  private:
   void check_usable() const;
   void compute(Layer& layer, const cpu::Batch& batch);
+  template <class Work>
+  void run_here(Work&& work);
 
   const int fork_generation_;
   const std::string isa_;
   std::atomic<bool> closed_{false};
   mutable std::mutex mutex_;  // guards all below but the scheduler and the trace, which guard themselves
   cpu::MoeForward forward_;
+  cpu::LinearForward linear_;
+  double linear_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   Scheduler scheduler_;

@@ -18,7 +18,7 @@ namespace {
 
 // Linux reads at most the device's largest request per call and ignores the rest
 // (force_page_cache_readahead); 128 KiB is its default readahead, which every device takes.
-constexpr uint64_t kReadaheadBytes = 128 * 1024;
+constexpr uint64_t kReadaheadBytes = 128 << 10;
 
 FileError error(const std::string& path, const std::string& what, int code) {
   return FileError(path + ": cannot " + what + ": " + std::generic_category().message(code));

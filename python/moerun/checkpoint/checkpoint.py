@@ -121,6 +121,11 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self._index.tensors.values())
 
     @property
+    def files(self) -> list[Path]:
+        """The safetensors files, in order of their names."""
+        return sorted(self._index.file_bytes)
+
+    @property
     def tensor_names(self) -> list[str]:
         """Names of all tensors, experts and others."""
         return list(self._index.tensors)
@@ -161,7 +166,8 @@ class Checkpoint:
 
         def values(name: str) -> np.ndarray:
             tensor = self._index.tensors[prefix + name]
-            raw = np.frombuffer(mapped(tensor.file), np.uint8, count=tensor.nbytes, offset=tensor.offset)
+            file: Any = mapped(tensor.file)  # the stub cannot say that it is a buffer
+            raw = np.frombuffer(file, np.uint8, count=tensor.nbytes, offset=tensor.offset)
             return to_fp32(raw, tensor.dtype).reshape(tensor.shape)
 
         placement = layout.place(self._spec, self._experts.item_bytes, address)
