@@ -35,8 +35,8 @@ Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights) {
   if (row.bf16_activations && x == DType::bf16 && weights == WeightFormat::bf16)
     return {&row.bf16_bf16, DType::bf16};
   const int i = static_cast<int>(weights);
-  return {row.f32_activations[i].gate_up ? &row.f32_activations[i] : &ref_kernels().f32_activations[i],
-          DType::f32};
+  const KernelTable& chosen = row.f32_activations[i].gate_up ? row : ref_kernels();
+  return {&chosen.f32_activations[i], DType::f32};
 }
 
 }  // namespace moerun::cpu

@@ -15,8 +15,8 @@ std::vector<const KernelTable*> available_kernels();
 // Throws InvalidArgument, listing what this machine has, if it lacks the row.
 const KernelTable& choose_kernels(const std::string& isa);
 
-// Which of the row's kernels serve a batch, and what its activations become: bf16 stays bf16 where the row
-// multiplies bf16 pairs, everything else becomes fp32. The reference's where the row has none for the format.
+// Which kernels serve a batch (the reference's where the row has none for this format), and what its
+// activations become: bf16 stays bf16 where the row multiplies bf16 pairs, everything else becomes fp32.
 struct Arithmetic {
   const ExpertKernels* kernels;
   DType activations;

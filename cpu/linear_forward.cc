@@ -18,12 +18,12 @@ int64_t LinearForward::workspace_bytes() const {
 
 void LinearForward::run(const LinearView& layer, const LinearBatch& batch) {
   if (batch.tokens == 0) return;
-  const auto [kernels, active] = arithmetic(kernels_, batch.x_type, layer.format);
+  const auto [kernels, active] = arithmetic(kernels_, batch.x_type, weight_format(layer.weights_type));
   const Blocking blocks = blocking(cpu_info(), size_of(active));
   const Activations x =
       place_activations(batch.x, batch.x_type, batch.x_stride, batch.tokens, layer.inputs, active, x_);
   for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
-  const int64_t row_bytes = bytes_of(layer.format, layer.inputs);
+  const int64_t row_bytes = layer.inputs * size_of(layer.weights_type);
   const int64_t rows = rows_per_item(layer.outputs, 1, row_bytes, team_.size());
   const int64_t items = (layer.outputs + rows - 1) / rows;
   convert_.reset();

@@ -17,7 +17,7 @@ struct LinearView {
   MatrixView matrix;  // [outputs, inputs]
   const float* bias = nullptr;
   int64_t outputs = 0, inputs = 0;
-  WeightFormat format = WeightFormat::f32;
+  DType weights_type = DType::f32;
 };
 
 // x [tokens, inputs] and out [tokens, outputs], rows contiguous. They may not overlap.

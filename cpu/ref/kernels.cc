@@ -80,9 +80,10 @@ template <WeightFormat W>
 void linear(const LinearArgs& a) {
   for (int64_t i = 0; i < a.count; ++i) {
     const float* x = static_cast<const float*>(a.x) + i * a.x_stride;
-    for (int64_t n = a.begin; n < a.end; ++n)
-      store(a.out, a.out_type, i * a.out_stride + n,
-            dot<W>(*a.matrix, n, x, a.inputs) + (a.bias ? a.bias[n] : 0.0f));
+    for (int64_t n = a.begin; n < a.end; ++n) {
+      const float sum = dot<W>(*a.matrix, n, x, a.inputs) + (a.bias ? a.bias[n] : 0.0f);
+      store(a.out, a.out_type, i * a.out_stride + n, sum);
+    }
   }
 }
 

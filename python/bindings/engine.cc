@@ -100,7 +100,7 @@ cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t output
           .bias = reinterpret_cast<const float*>(bias),
           .outputs = outputs,
           .inputs = inputs,
-          .format = weight_format(weights_type)};
+          .weights_type = weights_type};
 }
 
 void run_linear(Engine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,

@@ -1,4 +1,4 @@
-"""What a module of a transformers model holds of an engine: something of the engine's, and its operator handle."""
+"""What a module of a transformers model holds of an engine: a layer, and the operator's handle for it."""
 
 from __future__ import annotations
 
