@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/quantise.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
@@ -95,8 +96,14 @@ struct KernelTable {
   ExpertKernels bf16_activations[kWeightFormats];
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.
   void (*convert)(const void* from, DType from_type, void* to, DType to_type, int64_t n) = nullptr;
+  // Same bytes in every row (see cpu/kernels/quantise_inl.h).
+  QuantiseResult (*quantise)(const QuantiseArgs&) = nullptr;
   LimitKernels limits;
 };
+
+QuantiseResult ref_quantise(const QuantiseArgs& args);
+QuantiseResult avx2_quantise(const QuantiseArgs& args);
+QuantiseResult avx512_quantise(const QuantiseArgs& args);
 
 const KernelTable& ref_kernels();
 const KernelTable& avx2_kernels();

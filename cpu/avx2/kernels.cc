@@ -19,6 +19,7 @@ constexpr KernelTable kTable = {
                         expert_kernels<F32Dot<DType::bf16>>()},
     .bf16_activations = {},
     .convert = convert,
+    .quantise = avx2_quantise,
     .limits = {.read = read_memory, .dot = dot},
 };
 

@@ -12,11 +12,11 @@ inline float from_bf16(uint16_t h) {
 }
 
 inline float from_f16(uint16_t h) {
-  const int exponent = (h >> 10) & 31, fraction = h & 1023;
-  const float magnitude = exponent == 0    ? std::ldexp(static_cast<float>(fraction), -24)
-                          : exponent == 31 ? (fraction ? NAN : INFINITY)
-                                           : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-  return h & 0x8000 ? -magnitude : magnitude;
+  const uint32_t exponent = (h >> 10) & 31, fraction = h & 1023, sign = (h & 0x8000u) << 16;
+  const uint32_t rebiased = exponent == 31 ? 255 : exponent + 127 - 15;
+  const float magnitude = exponent == 0 ? static_cast<float>(fraction) * 0x1p-24f
+                                        : __builtin_bit_cast(float, rebiased << 23 | fraction << 13);
+  return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, magnitude) | sign);
 }
 
 inline uint16_t to_bf16(float v) {
@@ -28,23 +28,23 @@ inline uint16_t to_bf16(float v) {
 inline uint16_t to_f16(float v) {
   const uint16_t sign = std::signbit(v) ? 0x8000 : 0;
   const float magnitude = std::fabs(v);
+  const uint32_t b = __builtin_bit_cast(uint32_t, magnitude);
   if (std::isnan(v)) return sign | 0x7e00;
   if (magnitude >= 65520.0f) return sign | 0x7c00;  // halfway between the largest and the next
-  if (magnitude == 0.0f) return sign;
-  int exponent = 0;
-  std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
-  const int scale = exponent - 11 < -24 ? -24 : exponent - 11;
-  const int units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, -scale)));  // to even
-  return sign |
-         static_cast<uint16_t>(units + ((scale + 24) << 10));  // a carry moves into the exponent by itself
+  // Subnormal: multiples of 2^-24, which is the last bit of 1/2.
+  if (magnitude < 0x1p-14f)
+    return sign | static_cast<uint16_t>(__builtin_bit_cast(uint32_t, magnitude + 0.5f));
+  // To even; a carry moves into the exponent by itself.
+  return sign | static_cast<uint16_t>(((b + 0xfff + ((b >> 13) & 1)) >> 13) - ((127 - 15) << 10));
 }
 
 // e4m3 (OCP's "fn"): no infinities, 0x7f and 0xff are NaN, largest 448, smallest 2^-9.
 inline float from_e4m3(uint8_t code) {
-  const int exponent = (code >> 3) & 15, fraction = code & 7;
+  const uint32_t exponent = (code >> 3) & 15, fraction = code & 7;
   const float magnitude = (code & 0x7f) == 0x7f ? NAN
-                          : exponent == 0       ? std::ldexp(static_cast<float>(fraction), -9)
-                                                : std::ldexp(static_cast<float>(fraction + 8), exponent - 10);
+                          : exponent == 0
+                              ? static_cast<float>(fraction) * 0x1p-9f
+                              : __builtin_bit_cast(float, (exponent + 127 - 7) << 23 | fraction << 20);
   return code & 0x80 ? -magnitude : magnitude;
 }
 

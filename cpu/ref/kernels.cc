@@ -120,6 +120,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
       .bf16_activations = {},
       .convert = convert,
+      .quantise = ref_quantise,
       .limits = {.read = read, .dot = dot_peak},
   };
 }

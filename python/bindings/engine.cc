@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include "python/bindings/bindings.h"
+#include "python/bindings/expert_views.h"
 #include "src/error.h"
 #include "src/expert_store/blob_layout.h"
 
@@ -14,10 +15,6 @@ namespace py = pybind11;
 
 namespace moerun {
 namespace {
-
-using Addresses = py::array_t<uint64_t, py::array::c_style>;
-using Biases = std::optional<py::array_t<float, py::array::c_style>>;
-using Strides = std::pair<int64_t, int64_t>;
 
 // The scheduler's thread may drop the last reference to a layer, and with it to its owner.
 std::shared_ptr<void> hold(py::object owner) {
@@ -36,33 +33,14 @@ struct DeleteWithoutGil {
   }
 };
 
-MatrixView matrix(const Addresses& addresses, py::ssize_t expert, const Strides& strides) {
-  return {reinterpret_cast<const void*>(addresses.at(expert)), strides.first, strides.second};
-}
-
-const float* bias(const Biases& biases, py::ssize_t expert, int64_t size) {
-  if (!biases) return nullptr;
-  if (biases->size() != static_cast<py::ssize_t>(biases->shape(0)) * size)
-    throw InvalidArgument("biases must have one value per row");
-  return biases->data() + expert * size;
-}
-
 std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
                                  WeightFormat format, const ActivationSpec& activation, const Addresses& gate,
                                  const Addresses& up, const Addresses& down, const Strides& gate_up_strides,
                                  const Strides& down_strides, const Biases& gate_bias, const Biases& up_bias,
                                  const Biases& down_bias, const py::object& owner) {
   if (is_quantised(format)) throw InvalidArgument("quantised experts are added as blobs");
-  if (gate.size() != up.size() || gate.size() != down.size())
-    throw InvalidArgument("gate, up and down must have one address per expert");
-  std::vector<ExpertView> experts(gate.size());
-  for (py::ssize_t e = 0; e < gate.size(); ++e)
-    experts[e] = {.gate = matrix(gate, e, gate_up_strides),
-                  .up = matrix(up, e, gate_up_strides),
-                  .down = matrix(down, e, down_strides),
-                  .gate_bias = bias(gate_bias, e, inter),
-                  .up_bias = bias(up_bias, e, inter),
-                  .down_bias = bias(down_bias, e, hidden)};
+  std::vector<ExpertView> experts = expert_views(hidden, inter, gate, up, down, gate_up_strides, down_strides,
+                                                 gate_bias, up_bias, down_bias);
   const LayerShape shape{.num_experts = static_cast<int64_t>(gate.size()),
                          .hidden = hidden,
                          .inter = inter,
@@ -177,7 +155,6 @@ py::dict to_dict(const EngineStats& s) {
 }  // namespace
 
 void bind_engine(py::module_& m) {
-  py::enum_<DType>(m, "DType").value("fp32", DType::f32).value("fp16", DType::f16).value("bf16", DType::bf16);
   py::enum_<Activation>(m, "Activation")
       .value("silu", Activation::silu)
       .value("gelu", Activation::gelu)

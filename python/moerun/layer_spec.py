@@ -11,6 +11,19 @@ from typing import Any
 import numpy as np
 
 DTYPES = ("fp32", "fp16", "bf16")
+QUANTISED = (
+    "int8",
+    "int8_g128",
+    "int4_g32",
+    "int4_g64",
+    "int4_g128",
+    "int4z_g32",
+    "int4z_g64",
+    "int4z_g128",
+    "fp8_b128",
+    "mxfp4",
+)
+WEIGHT_FORMATS = DTYPES + QUANTISED
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu2", "swiglu_oai")
 
 
@@ -31,7 +44,9 @@ class LayerSpec:
     bias
         Whether the experts carry biases.
     quant
-        Number format of the experts; None keeps the format of the tensors.
+        Number format of the experts, one of WEIGHT_FORMATS; None keeps the format of the tensors. What the
+        names mean is written in src/types.h: int4_g32 is 4 bits and a scale for each 32 weights along K, int4z
+        has zero points too, fp8_b128 is e4m3 with a scale for each 128 x 128 block.
     swiglu_alpha, swiglu_limit
         Constants of "swiglu_oai".
 
@@ -62,8 +77,10 @@ class LayerSpec:
             raise ValueError(
                 f"LayerSpec.activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}"
             )
-        if self.quant is not None and self.quant not in DTYPES:
-            raise ValueError(f"LayerSpec.quant {self.quant!r} is unknown; known: {', '.join(DTYPES)}")
+        if self.quant is not None and self.quant not in WEIGHT_FORMATS:
+            raise ValueError(
+                f"LayerSpec.quant {self.quant!r} is unknown; known: {', '.join(WEIGHT_FORMATS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,4 +103,18 @@ class ExpertMemory:
     gate_bias: np.ndarray | None = None  # [E, I] fp32
     up_bias: np.ndarray | None = None  # [E, I] fp32
     down_bias: np.ndarray | None = None  # [E, H] fp32
+    owner: Any = None
+
+
+@dataclass(frozen=True)
+class ExpertBlobs:
+    """Experts of one layer that lie in blobs, one contiguous piece of host memory each.
+
+    ``addresses`` uint64 [E] are multiples of 256; the bytes lie as src/expert_store/blob_layout.h says for
+    ``format`` (one of WEIGHT_FORMATS), the layer's sizes and ``bias``. ``owner`` keeps the memory alive.
+    """
+
+    format: str
+    addresses: np.ndarray
+    bias: bool
     owner: Any = None

@@ -1,0 +1,6 @@
+"""Quantised experts: from bf16, fp16 and fp32 into blobs, and the cache of what was quantised before."""
+
+from moerun.quant.blobs import blobs_in, layout_of
+from moerun.quant.quantise import quantise_layer
+
+__all__ = ["blobs_in", "layout_of", "quantise_layer"]
