@@ -3,6 +3,8 @@
 
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
+#include "cpu/team.h"
+#include "cpu/work_ranges.h"
 #include "python/bindings/bindings.h"
 #include "python/bindings/expert_views.h"
 #include "src/error.h"
@@ -47,7 +49,8 @@ py::array_t<uint64_t> checksums(const Addresses& blobs, int64_t bytes, int threa
   cpu::WorkRanges work(team.size());
   work.reset();
   team.run([&](cpu::Member me) noexcept {
-    work.run(me, count, [&](int64_t i) { to[i] = checksum(reinterpret_cast<const std::byte*>(from[i]), bytes); });
+    work.run(me, count,
+             [&](int64_t i) { to[i] = checksum(reinterpret_cast<const std::byte*>(from[i]), bytes); });
   });
   return result;
 }

@@ -1,12 +1,13 @@
-// A checksum that reads memory about as fast as it comes, for cache entries on disk. Called by python/bindings.
+// A checksum that reads memory about as fast as it comes, for cache entries on disk. Called by
+// python/bindings.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
 namespace moerun {
 
-// FNV-1a on 64-bit words in eight interleaved lanes, which are then folded. Each step is a bijection of the word, so
-// that any change within one word changes the result; no protection against intent.
+// FNV-1a on 64-bit words in eight interleaved lanes, which are then folded. Each step is a bijection of the
+// word, so that any change within one word changes the result; no protection against intent.
 uint64_t checksum(const std::byte* data, size_t bytes);
 
 }  // namespace moerun
