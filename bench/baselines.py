@@ -60,7 +60,7 @@ BASELINES: dict[str, Baseline] = {"torch loop": torch_loop, "grouped_mm": groupe
 
 
 def _by_expert(spec: LayerSpec, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(token, choice) pairs sorted by expert: their places, their tokens, where each expert's end (int32 [E])."""
+    """(token, choice) pairs sorted by expert: places, tokens, and where each expert's end (int32 [E])."""
     experts, order = batch.ids.reshape(-1).sort()
     ends = torch.bincount(experts, minlength=spec.num_experts).cumsum(0).to(torch.int32)
     return order, order // spec.top_k, ends

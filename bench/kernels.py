@@ -79,7 +79,7 @@ class OverheadRow:
 def measure_overhead(threads: Sequence[int]) -> Iterator[OverheadRow]:
     """What a call costs in Python and in the engine, beyond the kernels (design target: at most 20 us)."""
     table = Table(
-        f"a call of a layer of {TINY.num_experts} experts, H {TINY.hidden_size}, I {TINY.intermediate_size}, 1 token",
+        f"a call: {TINY.num_experts} experts, H {TINY.hidden_size}, I {TINY.intermediate_size}, 1 token",
         [
             Column("call", 14, left=True),
             Column("threads"),

@@ -1,12 +1,13 @@
 """The method of all comparisons: interleaved rounds in one process, and the medians of the rounds' ratios.
 
 The machines are shared, and what a neighbour takes changes from second to second. So everything that is
-compared takes turns: a round is one turn of the limits, of every baseline and of ours, in an order that is
-reversed from round to round. Of the rounds, that half is kept in which our threads waited least for a core
-(the kernel counts it; times are not looked at). Ratios are taken within a round, and their median over the
-kept rounds is reported, with the 10th and 90th percentiles as the spread. A turn is several steps if steps
-are short. Within a round all do the same steps; each step has a routing of its own, so that the weights of a
-decode step are cold (workload.py).
+compared takes turns: a round is one turn of every baseline and of ours, in an order that is reversed from
+round to round, with the limits measured before and after (the better of the two counts, since neighbours only
+ever slow down). Of the rounds, that half is kept in which our threads waited least for a core (the kernel
+counts it; times are not looked at). Ratios are taken within a round, and their median over the kept rounds is
+reported, with the 10th and 90th percentiles as the spread. A turn is several steps if steps are short. Within
+a round all do the same steps; each step has a routing of its own, so that the weights of a decode step are
+cold (workload.py).
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ import numpy as np
 from bench.limits import Limit, LimitMeter
 
 FOOTER = """\
-Ratios and percentages are medians over interleaved rounds in one process (limits, baselines, ours, in
-alternating order); in brackets their 10th to 90th percentiles. Of all rounds, the half is kept in which this
-process waited least for a core that others had; "wait" is the wait's share of the kept rounds (per cent of
-one core). Every step has a new random routing over weights that exceed the last-level cache. GB/s counts the
-weights of the distinct active experts, once per step; GFLOP/s counts the three matrix products. The limit of
-a step is the larger of bytes / measured read bandwidth and operations / measured dot-product peak, with the
-same threads in the same round; "by" says which one."""
+Ratios and percentages are medians over interleaved rounds in one process (limits, baselines, ours, limits;
+the order alternates); in brackets their 10th to 90th percentiles. Of all rounds, the half is kept in which
+this process waited least for a core that others had; "wait" is the share of its threads' time that it waited
+in those: a row with more than a few per cent says little. Every step has a new random routing over weights
+that exceed the last-level cache. GB/s counts the weights of the distinct active experts, once per step;
+GFLOP/s counts the three matrix products. The limit of a step is the larger of bytes / measured read bandwidth
+and operations / measured dot-product peak, with the same threads in the same round; "by" says which one."""
 
 Step = Callable[[int], object]  # does step number i
 
@@ -49,8 +50,8 @@ class Spread:
 class Budget:
     """How long to measure one row."""
 
-    seconds: float = 1.5
-    min_rounds: int = 4
+    seconds: float = 0.8
+    min_rounds: int = 3
     max_rounds: int = 25
     turn_seconds: float = 0.015  # a turn repeats steps until it is about this long
 
@@ -113,9 +114,11 @@ class _Round:
 
 def _round(contestants: Mapping[str, Step], names: list[str], meter: LimitMeter, turn: list[int]) -> _Round:
     waited, begin = _waited_s(), time.perf_counter()
-    limit = meter.measure()
+    before = meter.measure()
     seconds = {name: _time(contestants[name], turn) / len(turn) for name in names}
-    return _Round(seconds, limit, (_waited_s() - waited) / (time.perf_counter() - begin))
+    limit = before.best(meter.measure())
+    waiting = (_waited_s() - waited) / (time.perf_counter() - begin) / meter.threads
+    return _Round(seconds, limit, waiting)
 
 
 def _waited_s() -> float:
