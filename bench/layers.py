@@ -51,12 +51,13 @@ def measure_models(
             print(f"\n{shape.model}, {weight_format}: skipped, {missing}", flush=True)
             continue
         tensors = expert_weights(shape, weight_format)
-        print(f"\n{shape.model}, {weight_format}: {_agreement(shape, weight_format, tensors)}", flush=True)
+        print()
+        baselines = _agreeing(shape, weight_format, tensors)
         for threads, routing in settings:
             table = _table(shape, weight_format, threads, routing)
             for n in tokens:
                 case = Case(shape, weight_format, threads, routing, n)
-                row = measure_layer("layers", case, tensors, BASELINES, budget)
+                row = measure_layer("layers", case, tensors, baselines, budget)
                 _print(table, row)
                 yield row
 
@@ -82,8 +83,7 @@ def measure_layer(
 
         contestants: dict[str, Step] = {OURS: ours}
         for name, baseline in baselines.items():
-            if _runs(name, baseline, spec, tensors, pool[0]):
-                contestants[name] = functools.partial(_baseline_step, baseline, spec, tensors, pool)
+            contestants[name] = functools.partial(_baseline_step, baseline, spec, tensors, pool)
         turns = interleave(contestants, LimitMeter(case.threads, case.weight_format, case.isa), budget, steps)
         stats = engine.stats()
     step_bytes = stats["layers"][0]["weight_bytes"] / stats["layers"][0]["batches"]
@@ -161,31 +161,22 @@ def _print(table: Table, row: LayerRow) -> None:
     )
 
 
-def _runs(
-    name: str, baseline: Baseline, spec: LayerSpec, tensors: dict[str, torch.Tensor], batch: Batch
-) -> bool:
-    """Whether this version of torch can do it for these types and sizes; says why not."""
-    try:
-        baseline(spec, tensors, batch)
-    except (RuntimeError, AttributeError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        print(f"n/a: {name} with torch {torch.__version__}: {reason}", flush=True)
-        return False
-    return True
-
-
-def _agreement(shape: Shape, weight_format: str, tensors: dict[str, torch.Tensor]) -> str:
-    """How far ours and the baselines are apart: what is compared should compute the same."""
+def _agreeing(shape: Shape, weight_format: str, tensors: dict[str, torch.Tensor]) -> dict[str, Baseline]:
+    """The baselines that this torch can run; prints how far they are from ours, or why they cannot."""
     batch = batches(shape, weight_format, 16, "uniform", 1)[0]
-    differences = []
+    able = {}
     with moerun.Engine() as engine, torch.inference_mode():
         ours = engine.add_layer(shape.spec, tensors).forward(batch.x, batch.ids, batch.weights).float()
         for name, baseline in BASELINES.items():
-            if _runs(name, baseline, shape.spec, tensors, batch):
+            try:
                 theirs = baseline(shape.spec, tensors, batch).float()
-                difference = float((ours - theirs).norm() / theirs.norm())
-                differences.append(f"{difference:.2%} to {name}")
-    return f"relative difference of the outputs {', '.join(differences) or 'n/a'}"
+            except (RuntimeError, AttributeError, NotImplementedError) as error:
+                answer = f"n/a with torch {torch.__version__}: {str(error).splitlines()[0]}"
+            else:
+                able[name] = baseline
+                answer = f"outputs differ from ours by {float((ours - theirs).norm() / theirs.norm()):.2%}"
+            print(f"{shape.model}, {weight_format}, {name}: {answer}", flush=True)
+    return able
 
 
 def _missing_memory(shape: Shape, weight_format: str) -> str:

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from moerun import _core, machine
 
-SLICE_S = (
-    0.02  # some hundred MB read: long enough to be steady, short enough for the neighbours to be the same
-)
+SLICE_S = 0.012  # hundreds of MB read: long enough to be steady, short enough for neighbours to be the same
 
 
 @dataclass(frozen=True)
@@ -22,6 +20,11 @@ class Limit:
 
     read_gb_per_s: float
     dot_gflop_per_s: float
+
+    def best(self, other: Limit) -> Limit:
+        return Limit(
+            max(self.read_gb_per_s, other.read_gb_per_s), max(self.dot_gflop_per_s, other.dot_gflop_per_s)
+        )
 
     def seconds(self, weight_bytes: float, operations: float) -> tuple[float, str]:
         """The least time for this much work, and which of the two limits it is: "read" or "dot"."""
@@ -34,6 +37,7 @@ class LimitMeter:
     """Measures what `threads` threads can do with the instruction set `isa` and one format of weights."""
 
     def __init__(self, threads: int, weight_format: str, isa: str = "") -> None:
+        self.threads = threads
         self._meter = _shared_meter(threads, isa)
         direct_bf16 = weight_format == "bf16" and _core.DType.bf16 in self._meter.dot_types
         self.dot_type = _core.DType.bf16 if direct_bf16 else _core.DType.fp32

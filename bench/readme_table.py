@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.report import disturbance
 from bench.table import number
 
 
@@ -15,8 +16,8 @@ def main() -> None:
     parser = argparse.ArgumentParser("bench.readme_table", description=__doc__)
     parser.add_argument("result", type=Path, help="a file that bench.run --json or --save has written")
     result = json.loads(parser.parse_args().result.read_text())
-    print(f"{_origin(result)}\n")
     tables = result["tables"]
+    print(f"{_origin(result)}{disturbance(tables)}\n")
     if tables.get("layers"):
         print("\n".join(layer_table(tables["layers"])) + "\n")
     if tables.get("models"):

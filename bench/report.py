@@ -16,6 +16,7 @@ from moerun import _core, machine
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+QUIET = 0.03  # heuristic: above this share of waiting, a row says little
 _PACKAGES = ("moerun", "numpy", "torch", "transformers")
 
 
@@ -40,7 +41,7 @@ class LayerRow:
     read_limit_gb_per_s: float
     dot_limit_gflop_per_s: float
     active_experts: float  # distinct, mean over the steps
-    waiting: float  # fraction of the time that our threads waited for a core that others had
+    waiting: float  # fraction of our threads' time that they waited for a core that others had
     rounds: int  # that were kept
     steps_per_round: int
 
@@ -76,6 +77,19 @@ def render(environment: dict[str, Any]) -> str:
             "versions  "
             + ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
         )
+    )
+
+
+def disturbance(results: dict[str, Any]) -> str:
+    """A warning about rows that were measured while others had the cores, or nothing."""
+    rows = [row if isinstance(row, dict) else asdict(row) for rows in results.values() for row in rows]
+    waiting = [row["waiting"] for row in rows if "waiting" in row]
+    disturbed = sum(share > QUIET for share in waiting)
+    if not disturbed:
+        return ""
+    return (
+        f"\nOthers were busy on this machine: {disturbed} of {len(waiting)} rows waited more than {QUIET:.0%} of the "
+        "time for a core. Measure those again when it is quiet."
     )
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     environment = report.environment()
     print(report.render(environment), flush=True)
     results = measure(options)
-    print(f"\n{FOOTER}")
+    print(f"\n{FOOTER}{report.disturbance(results)}")
     chosen = {key: value for key, value in vars(options).items() if key not in ("json", "save")}
     for path in (options.json, options.save and report.RESULTS / f"{options.save}.json"):
         if path:
@@ -51,15 +51,19 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--routing", nargs="+", choices=ROUTINGS, help="default: both with all cores")
     parser.add_argument("--formats", nargs="+", choices=BYTES_PER_WEIGHT, help="default: bf16; kernels: all")
-    parser.add_argument("--seconds", type=float, help="time to measure one row (default 1; --quick: 0.5)")
+    parser.add_argument("--seconds", type=float, help="time to measure one row (default 0.8; --quick: 0.4)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.add_argument("--save", metavar="NAME", help="also write the results to bench/results/NAME.json")
+    parser.add_argument(
+        "--layers", type=_positive, default=4, help="of the whole model (default 4: 6 GB on disk)"
+    )
+    parser.add_argument("--vocab", type=_positive, default=151_936, help="words of the whole model")
     options = parser.parse_args()
     quick = options.quick
     options.only = options.only or [part for part in PARTS if not (quick and part == "e2e")]
     options.shapes = options.shapes or (["qwen3-30b"] if quick else list(SHAPES))
     options.tokens = options.tokens or list(QUICK_TOKENS if quick else TOKENS)
-    options.seconds = options.seconds or (0.5 if quick else 1.0)
+    options.seconds = options.seconds or (0.4 if quick else 0.8)
     return options
 
 
@@ -86,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, list[Any]]:
     if "e2e" in options.only:
         from bench.generate import measure_model
 
-        results |= measure_model(threads[0])
+        results |= measure_model(threads[0], options.layers, options.vocab)
     return results
 
 
