@@ -8,6 +8,7 @@ evenly.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +21,9 @@ import torch
 from bench.checkpoint import random_qwen3_moe
 from bench.limits import LimitMeter
 from bench.profile import ModuleClock
-from bench.rounds import Spread
+from bench.rounds import Spread, waited_s
 from bench.table import Column, Table, number, percent, plural, ratio
-from moerun import machine
+from moerun import Engine, machine
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 64
@@ -44,6 +45,9 @@ class ModelRow:
     decode_ratio: Spread
     decode_gb_per_s: float  # of all weights that a step needs
     decode_of_read_limit: Spread  # fraction
+    waiting: (
+        float  # fraction of our threads' time, over all rounds, that they waited for a core that others had
+    )
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def measure_model(threads: int, layers: int = 4, vocab_size: int = 151_936) -> d
         f"{PROMPT_TOKENS} tokens of prompt, {NEW_TOKENS} new ones"
     )
     rows = _compare(models, load_s, prompt, threads, title)
-    profiles = [row for name, model in models.items() for row in _profile(name, model, prompt)]
+    profiles = _profile(models, prompt)
     models[OURS].moerun_engine.close()
     return {"models": rows, "profile": profiles}
 
@@ -129,12 +133,14 @@ def _compare(
     read_limits: list[float] = []  # bytes per second
     for model in models.values():
         _generate(model, prompt, time.perf_counter)
+    waited, begin = waited_s(), time.perf_counter()
     for round_number in range(ROUNDS):
         for name in list(models) if round_number % 2 == 0 else list(models)[::-1]:
             times = _generate(models[name], prompt, time.perf_counter)
             prefill[name].append(times[1] - times[0])
             decode[name].append(float(np.median(np.diff(times[1:]))))
         read_limits.append(meter.measure().read_gb_per_s * 1e9)
+    waiting = (waited_s() - waited) / (time.perf_counter() - begin) / threads
 
     table = Table(
         title,
@@ -147,6 +153,7 @@ def _compare(
             Column("decode / ours", 18),
             Column("decode GB/s"),
             Column("of read limit", 14),
+            Column("wait"),
         ],
     )
     step_bytes = _decode_bytes(models[OURS])
@@ -164,6 +171,7 @@ def _compare(
             decode_ratio=_ratio(decode[name], decode[OURS]),
             decode_gb_per_s=step_bytes / step_s / 1e9,
             decode_of_read_limit=Spread.of(of_limit),
+            waiting=waiting,
         )
         rows.append(row)
         table.row(
@@ -175,31 +183,42 @@ def _compare(
             ratio(row.decode_ratio),
             f"{row.decode_gb_per_s:.1f}",
             percent(row.decode_of_read_limit),
+            f"{row.waiting:.0%}",
         )
     return rows
 
 
-def _profile(name: str, model: Any, prompt: torch.Tensor) -> list[ProfileRow]:
-    clock = ModuleClock(model)
-    engine = getattr(model, "moerun_engine", None)
+def _profile(models: dict[str, Any], prompt: torch.Tensor) -> list[ProfileRow]:
+    """Every model in turn with a clock on its modules, as often as in the comparison; medians over all."""
+    clocks = {name: ModuleClock(model) for name, model in models.items()}
+    seen: dict[str, list[list[dict[str, float]]]] = {name: [] for name in models}
+    for _ in range(ROUNDS):
+        for name, model in models.items():
+            look = functools.partial(_look, clocks[name], getattr(model, "moerun_engine", None))
+            with clocks[name].running():
+                seen[name].append(_generate(model, prompt, look))
+    return [row for name in models for row in _profile_rows(name, seen[name])]
 
-    def look() -> dict[str, float]:
-        seconds = clock.snapshot()
-        if engine is not None:  # the engine's own clock splits what the experts' module took
-            kernels = sum(layer["seconds"] for layer in engine.stats()["layers"])
-            seconds["experts: kernels"] = kernels
-            seconds["experts: call"] = seconds.pop("experts", 0.0) - kernels
-        return seconds
 
-    with clock.running():
-        seen = _generate(model, prompt, look)
-    parts = sorted(seen[-1], key=lambda part: -seen[-1][part])
-    steps = {part: np.diff([s.get(part, 0.0) for s in seen]) for part in parts}  # [0] is the prefill
-    prefill = {part: float(steps[part][0]) for part in parts}
-    decode = {part: float(np.median(steps[part][1:])) for part in parts}
+def _look(clock: ModuleClock, engine: Engine | None) -> dict[str, float]:
+    """Seconds by part so far; the engine's own clock splits what the experts' module took."""
+    seconds = clock.snapshot()
+    if engine is not None:
+        kernels = sum(layer["seconds"] for layer in engine.stats()["layers"])
+        seconds["experts: kernels"] = kernels
+        seconds["experts: call"] = seconds.pop("experts", 0.0) - kernels
+    return seconds
+
+
+def _profile_rows(name: str, rounds: list[list[dict[str, float]]]) -> list[ProfileRow]:
+    """`rounds`: of each, what was seen at the prompt and at every new token."""
+    parts = list(rounds[0][-1])
+    steps = {part: np.array([np.diff([s.get(part, 0.0) for s in seen]) for seen in rounds]) for part in parts}
+    prefill = {part: float(np.median(steps[part][:, 0])) for part in parts}
+    decode = {part: float(np.median(steps[part][:, 1:])) for part in parts}
 
     table = Table(
-        f"where the time goes: {name} (one run with a clock on every module; decode: median step)",
+        f"where the time goes: {name} (a clock on every module; medians over steps)",
         [
             Column("part", 44, left=True),
             Column("prefill ms"),
@@ -209,7 +228,7 @@ def _profile(name: str, model: Any, prompt: torch.Tensor) -> list[ProfileRow]:
         ],
     )
     rows = []
-    for part in parts:
+    for part in sorted(parts, key=lambda part: -decode[part]):
         row = ProfileRow(
             implementation=name,
             part=part,

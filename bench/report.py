@@ -88,8 +88,8 @@ def disturbance(results: dict[str, Any]) -> str:
     if not disturbed:
         return ""
     return (
-        f"\nOthers were busy on this machine: {disturbed} of {len(waiting)} rows waited more than {QUIET:.0%} of the "
-        "time for a core. Measure those again when it is quiet."
+        f"\nOthers were busy on this machine: {disturbed} of {len(waiting)} rows waited more than "
+        f"{QUIET:.0%} of the time for a core. Measure those again when it is quiet."
     )
 
 

@@ -113,15 +113,15 @@ class _Round:
 
 
 def _round(contestants: Mapping[str, Step], names: list[str], meter: LimitMeter, turn: list[int]) -> _Round:
-    waited, begin = _waited_s(), time.perf_counter()
+    waited, begin = waited_s(), time.perf_counter()
     before = meter.measure()
     seconds = {name: _time(contestants[name], turn) / len(turn) for name in names}
     limit = before.best(meter.measure())
-    waiting = (_waited_s() - waited) / (time.perf_counter() - begin) / meter.threads
+    waiting = (waited_s() - waited) / (time.perf_counter() - begin) / meter.threads
     return _Round(seconds, limit, waiting)
 
 
-def _waited_s() -> float:
+def waited_s() -> float:
     """How long all threads of this process together have been ready to run, but without a core."""
     files = Path("/proc/self/task").glob("*/schedstat")  # "ns on a core, ns waiting for one, turns"
     return sum(int(file.read_text().split()[1]) for file in files) * 1e-9
