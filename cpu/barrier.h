@@ -1,5 +1,5 @@
-// A barrier for the threads of one team inside one region. Spins for at most kSpinMicroseconds, then parks in the
-// kernel. Producer and consumer of `phase_` are the team's threads; the last to arrive advances it.
+// A barrier for the threads of one team inside one region. Spins for at most kSpinMicroseconds, then parks in
+// the kernel. Producer and consumer of `phase_` are the team's threads; the last to arrive advances it.
 #pragma once
 #include <immintrin.h>
 
@@ -28,7 +28,8 @@ class Barrier {
   }
 
  private:
-  static constexpr std::chrono::microseconds kSpin{50};  // a futex costs about as much; longer would waste a core
+  static constexpr std::chrono::microseconds kSpin{
+      50};  // a futex costs about as much; longer would waste a core
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> phase_{0};
 };

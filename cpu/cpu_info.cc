@@ -47,9 +47,9 @@ int cgroup_quota_cores() {
   double period = 0;
   if (!(v2 >> quota >> period)) {
     quota = read_line("/sys/fs/cgroup/cpu/cpu.cfs_quota_us");
-    period = std::atof(read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us").c_str());
+    period = std::strtod(read_line("/sys/fs/cgroup/cpu/cpu.cfs_period_us").c_str(), nullptr);
   }
-  const double allowed = std::atof(quota.c_str());  // "max" and "-1" mean no limit
+  const double allowed = std::strtod(quota.c_str(), nullptr);  // "max" and "-1" mean no limit
   return allowed > 0 && period > 0 ? std::max(1, static_cast<int>(std::ceil(allowed / period))) : 1 << 20;
 }
 
@@ -90,7 +90,8 @@ void read_instruction_sets(CpuInfo& info) {
   const uint64_t state = enabled_register_state();
   const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6, tiles = (state & 0x60000) == 0x60000;
   info.avx2 = ymm && fma && f16c && (b & bit_AVX2);
-  info.avx512 = info.avx2 && zmm && (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) && (b & bit_AVX512DQ);
+  info.avx512 =
+      info.avx2 && zmm && (b & bit_AVX512F) && (b & bit_AVX512BW) && (b & bit_AVX512VL) && (b & bit_AVX512DQ);
   info.avx512_vnni = info.avx512 && (c & bit_AVX512VNNI);
   const bool amx = tiles && (d & 1u << 24) && request_amx_tiles();
   info.amx_bf16 = amx && info.avx512 && (d & 1u << 22);
@@ -138,7 +139,7 @@ const CpuInfo& cpu_info() {
 }
 
 Blocking blocking(const CpuInfo& info, int64_t activation_bytes) {
-  const int64_t k = info.l2_bytes / 32 / (kPanelRowsMax * activation_bytes) / 64 * 64;
+  const int64_t k = info.l2_bytes / 64 / (kPanelRowsMax * activation_bytes) / 64 * 64;
   Blocking b;
   b.k_block = std::clamp<int64_t>(k, 256, 1024);
   b.token_block = std::clamp<int64_t>(info.l2_bytes / 4 / (b.k_block * activation_bytes), 48, 384);

@@ -25,7 +25,8 @@ struct CpuInfo {
 
 const CpuInfo& cpu_info();
 
-// Panel of K in 1/32 of L2 (it shares L1 with the activations), the activations of a token block in 1/4 of L2.
+// Panel of K in 1/64 of L2 (it shares L1 with the activations), the activations of a token block in 1/4 of
+// L2.
 Blocking blocking(const CpuInfo& info, int64_t activation_bytes);
 
 }  // namespace moerun::cpu

@@ -1,4 +1,5 @@
-// Chooses the row of the kernel table: the best that this machine has, or the one that MOERUN_ISA or the caller names.
+// Chooses the row of the kernel table: the best that this machine has, or the one that MOERUN_ISA or the
+// caller names.
 #pragma once
 #include <string>
 #include <vector>

@@ -28,7 +28,8 @@ int64_t Groups::largest() const {
   return most;
 }
 
-void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64_t num_experts, Groups& groups) {
+void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64_t num_experts,
+                     Groups& groups) {
   const auto valid = [&](int64_t id) { return id >= 0 && id < num_experts; };
   // A counting sort; `offsets` first counts, then holds where each expert's next pair goes.
   auto& next = groups.offsets;

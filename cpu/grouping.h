@@ -31,7 +31,9 @@ struct Groups {
   int64_t largest() const;  // most pairs of any expert
 };
 
-// Fills `groups` (whose memory is reused) with tokens [first, first + count) of the routing; rows count from `first`.
-void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64_t num_experts, Groups& groups);
+// Fills `groups` (whose memory is reused) with tokens [first, first + count) of the routing; rows count from
+// `first`.
+void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64_t num_experts,
+                     Groups& groups);
 
 }  // namespace moerun::cpu

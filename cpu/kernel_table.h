@@ -1,5 +1,6 @@
-// The table of CPU kernels: one row per instruction set, filled by cpu/<isa>/kernels.cc, chosen by dispatch.cc.
-// Called by moe_forward.cc, which decides who works on what; a kernel computes one work item on one thread.
+// The table of CPU kernels: one row per instruction set, filled by cpu/<isa>/kernels.cc, chosen by
+// dispatch.cc. Called by moe_forward.cc, which decides who works on what; a kernel computes one work item on
+// one thread.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -65,7 +66,8 @@ struct ExpertKernels {
 struct LimitKernels {
   // Reads n bytes (a multiple of 256) once, in order; the result depends on all of them.
   uint64_t (*read)(const void* data, size_t n) = nullptr;
-  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per multiply-add).
+  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per
+  // multiply-add).
   double (*dot)(DType type, int64_t rounds, float* sink) = nullptr;
 };
 

@@ -13,22 +13,38 @@ namespace {
 constexpr int64_t kPad = 64;  // rows of activations are zero-padded to a multiple of any kernel's step
 constexpr int64_t kRowsMultiple = 32;  // work items are whole panels of any instruction set
 
-// A work item: at least kItemBytes of weights, so that the hardware prefetcher pays (heuristic: about 10 us at 25 GB/s),
-// and no more items than kItemsPerThread, so that activations are reused, while nobody waits long at the end.
+// A work item: at least kItemBytes of weights, so that the hardware prefetcher pays (heuristic: about 10 us
+// at 25 GB/s), and no more items than kItemsPerThread, so that activations are reused, while nobody waits
+// long at the end.
 constexpr int64_t kItemBytes = 256 << 10;
 constexpr int64_t kItemsPerThread = 32;
 
-// Gate-up results of a part of a batch stay in a typical L3; more tokens are done in several parts, each of which reads
-// the weights again, which is cheap when every expert has hundreds of tokens.
+// Gate-up results of a part of a batch stay in a typical L3; more tokens are done in several parts, each of
+// which reads the weights again, which is cheap when every expert has hundreds of tokens.
 constexpr int64_t kPartBytes = 32 << 20;
 constexpr int64_t kPartTokensMin = 512;
 
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+constexpr int64_t round_up(int64_t n, int64_t multiple) {
+  return (n + multiple - 1) / multiple * multiple;
+}
 
-// `copies` matrices of `rows` rows (and as many experts' as that) are to be split; how many rows make an item?
+// Rows of activations that lie a multiple of 1 KiB apart compete for a few sets of L1: with several tokens
+// that halves the speed (measured at 4 KiB). So they are spread.
+constexpr int64_t kCrowded = 1024;
+bool crowded(int64_t stride, int64_t element_bytes) {
+  return stride * element_bytes % kCrowded == 0;
+}
+int64_t spread(int64_t elements, int64_t element_bytes) {
+  const int64_t stride = round_up(elements, kPad);
+  return crowded(stride, element_bytes) ? stride + kPad : stride;
+}
+
+// `copies` matrices of `rows` rows (and as many experts' as that) are to be split; how many rows make an
+// item?
 int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
   const int64_t by_bytes = kItemBytes / bytes_per_row, by_count = rows * copies / (kItemsPerThread * threads);
-  return std::min(round_up(std::max<int64_t>({by_bytes, by_count, 1}), kRowsMultiple), round_up(rows, kRowsMultiple));
+  return std::min(round_up(std::max<int64_t>({by_bytes, by_count, 1}), kRowsMultiple),
+                  round_up(rows, kRowsMultiple));
 }
 
 int64_t tokens_per_part(const LayerView& layer, const Batch& batch, int64_t activation_bytes) {
@@ -44,7 +60,9 @@ T* offset(T* base, int64_t elements, DType type) {
 
 }  // namespace
 
-void MoeForward::Buffer::Free::operator()(void* p) const { std::free(p); }
+void MoeForward::Buffer::Free::operator()(void* p) const {
+  std::free(p);
+}
 
 void* MoeForward::Buffer::at_least(int64_t n) {
   if (n > bytes) {
@@ -92,12 +110,13 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   // Activations that the kernels can read where they are need no copy.
   const void* x = offset(batch.x, first * batch.x_stride, batch.x_type);
   int64_t x_stride = batch.x_stride;
-  const bool copy_x = batch.x_type != active_type || layer.hidden % kPad != 0;
+  const bool copy_x = batch.x_type != active_type || layer.hidden % kPad != 0 ||
+                      (count > 1 && crowded(batch.x_stride, active_bytes));
   if (copy_x) {
-    x_stride = round_up(layer.hidden, kPad);
+    x_stride = spread(layer.hidden, active_bytes);
     x = x_.at_least(count * x_stride * active_bytes);
   }
-  const int64_t h_stride = round_up(layer.inter, kPad), y_stride = round_up(layer.hidden, kPad);
+  const int64_t h_stride = spread(layer.inter, active_bytes), y_stride = round_up(layer.hidden, kPad);
   void* h = h_.at_least(groups_.pairs() * h_stride * active_bytes);
   auto* y = static_cast<float*>(y_.at_least(count * y_stride * sizeof(float)));
   for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
@@ -113,7 +132,8 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
 
   const auto convert_token = [&](int64_t t) noexcept {
     void* to = offset(const_cast<void*>(x), t * x_stride, active_type);
-    kernels_.convert(offset(batch.x, (first + t) * batch.x_stride, batch.x_type), batch.x_type, to, active_type, layer.hidden);
+    kernels_.convert(offset(batch.x, (first + t) * batch.x_stride, batch.x_type), batch.x_type, to,
+                     active_type, layer.hidden);
     std::memset(offset(to, layer.hidden, active_type), 0, (x_stride - layer.hidden) * active_bytes);
   };
 
@@ -137,8 +157,8 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
     });
   };
 
-  // One item owns columns [begin, end) of y for all tokens: no two threads add to the same sum, and the order of the
-  // additions does not depend on the threads.
+  // One item owns columns [begin, end) of y for all tokens: no two threads add to the same sum, and the order
+  // of the additions does not depend on the threads.
   const auto down = [&](int64_t item, void* scratch) noexcept {
     const int64_t begin = item * down_rows, end = std::min(begin + down_rows, layer.hidden);
     for (int64_t t = 0; t < count; ++t) std::fill(y + t * y_stride + begin, y + t * y_stride + end, 0.0f);
@@ -164,7 +184,8 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
     }
     for (int64_t t = 0; t < count; ++t)
       kernels_.convert(y + t * y_stride + begin, DType::f32,
-                       offset(batch.out, (first + t) * batch.out_stride + begin, batch.out_type), batch.out_type, end - begin);
+                       offset(batch.out, (first + t) * batch.out_stride + begin, batch.out_type),
+                       batch.out_type, end - begin);
   };
 
   team_.run([&](Member me) noexcept {

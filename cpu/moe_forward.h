@@ -1,5 +1,5 @@
-// One layer of experts on the CPU: groups tokens by expert, then gate-up-activation and down-weight-sum, each phase
-// shared by a team with one barrier between. Called by src/engine; the kernels do the arithmetic.
+// One layer of experts on the CPU: groups tokens by expert, then gate-up-activation and down-weight-sum, each
+// phase shared by a team with one barrier between. Called by src/engine; the kernels do the arithmetic.
 #pragma once
 #include <array>
 #include <chrono>

@@ -14,7 +14,8 @@
 namespace moerun::cpu {
 namespace {
 
-// The part of GCC's OpenMP interface that a compiled `#pragma omp parallel` uses; LLVM's and Intel's runtimes have it too.
+// The part of GCC's OpenMP interface that a compiled `#pragma omp parallel` uses; LLVM's and Intel's runtimes
+// have it too.
 struct OpenMp {
   void (*parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
   int (*thread_number)() = nullptr;
@@ -36,7 +37,8 @@ std::vector<std::string> loaded_runtimes() {
   std::vector<std::string> paths;
   dl_iterate_phdr(
       [](dl_phdr_info* info, size_t, void* out) {
-        if (is_openmp(info->dlpi_name)) static_cast<std::vector<std::string>*>(out)->push_back(info->dlpi_name);
+        if (is_openmp(info->dlpi_name))
+          static_cast<std::vector<std::string>*>(out)->push_back(info->dlpi_name);
         return 0;
       },
       &paths);
@@ -90,8 +92,9 @@ std::atomic<int> generation{0};
 Team::Team(int threads) : threads_(threads) {
   if (threads < 1) throw InvalidArgument("cpu_threads must be at least 1, got " + std::to_string(threads));
   if (threads > 1 && !runtime().parallel)
-    throw InvalidState("cpu_threads is " + std::to_string(threads) +
-                       ", but no OpenMP runtime was found; install torch or the system's libgomp1, or use cpu_threads=1");
+    throw InvalidState(
+        "cpu_threads is " + std::to_string(threads) +
+        ", but no OpenMP runtime was found; install torch or the system's libgomp1, or use cpu_threads=1");
 }
 
 void Team::run_erased(void (*call)(void*, Member), void* body) const {
@@ -108,10 +111,16 @@ void Team::run_erased(void (*call)(void*, Member), void* body) const {
       &region, static_cast<unsigned>(threads_), 0);
 }
 
-std::string openmp_runtime() { return runtime().parallel ? runtime().path : "none found"; }
+std::string openmp_runtime() {
+  return runtime().parallel ? runtime().path : "none found";
+}
 
-void set_openmp_hint(const std::string& path) { hint() = path; }
+void set_openmp_hint(const std::string& path) {
+  hint() = path;
+}
 
-int fork_generation() { return generation.load(std::memory_order_relaxed); }
+int fork_generation() {
+  return generation.load(std::memory_order_relaxed);
+}
 
 }  // namespace moerun::cpu

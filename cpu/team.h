@@ -1,16 +1,17 @@
 // A team of threads that runs one function, the calling thread being thread 0 and computing too.
 //
-// The threads are OpenMP's, from the runtime that is already in the process: torch carries a libgomp whose threads
-// spin for a while after each of torch's own regions, and a second pool beside it would fight them for the cores
-// (measured in docs/architecture.md). So the team opens its regions through that very runtime, found when it is first
-// needed. Without torch the system's libgomp serves.
+// The threads are OpenMP's, from the runtime that is already in the process: torch carries a libgomp whose
+// threads spin for a while after each of torch's own regions, and a second pool beside it would fight them
+// for the cores (measured in docs/architecture.md). So the team opens its regions through that very runtime,
+// found when it is first needed. Without torch the system's libgomp serves.
 #pragma once
 #include <string>
 #include <type_traits>
 
 namespace moerun::cpu {
 
-// One thread's place in a region. The runtime may give fewer threads than asked for (inside another region, say).
+// One thread's place in a region. The runtime may give fewer threads than asked for (inside another region,
+// say).
 struct Member {
   int thread = 0;
   int size = 1;
@@ -18,7 +19,8 @@ struct Member {
 
 class Team {
  public:
-  // threads >= 1, the caller included. Throws InvalidState if more than one is asked for and there is no OpenMP runtime.
+  // threads >= 1, the caller included. Throws InvalidState if more than one is asked for and there is no
+  // OpenMP runtime.
   explicit Team(int threads);
 
   int size() const { return threads_; }
@@ -38,10 +40,12 @@ class Team {
 // The OpenMP runtime in use (a path), or why there is none. For doctor.
 std::string openmp_runtime();
 
-// Where to look for a runtime if none is loaded yet: torch's folder of libraries, known to Python without importing torch.
+// Where to look for a runtime if none is loaded yet: torch's folder of libraries, known to Python without
+// importing torch.
 void set_openmp_hint(const std::string& path);
 
-// How often this process is the child of a fork since the library was loaded; an engine belongs to one generation.
+// How often this process is the child of a fork since the library was loaded; an engine belongs to one
+// generation.
 int fork_generation();
 
 }  // namespace moerun::cpu

@@ -1,6 +1,7 @@
-// Splits the work items of one phase among the members of a team: each starts with a contiguous share of its own, so
-// that memory is read in long runs, and who is done takes items from the front of what others have left.
-// Producer: reset() before the region. Consumers: the team's threads; counters pair with each other only.
+// Splits the work items of one phase among the members of a team: each starts with a contiguous share of its
+// own, so that memory is read in long runs, and who is done takes items from the front of what others have
+// left. Producer: reset() before the region. Consumers: the team's threads; counters pair with each other
+// only.
 #pragma once
 #include <atomic>
 #include <cstdint>

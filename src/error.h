@@ -1,4 +1,5 @@
-// Errors of the core. Each says what happened, why, and how to fix it; python/bindings turns them into exceptions.
+// Errors of the core. Each says what happened, why, and how to fix it; python/bindings turns them into
+// exceptions.
 #pragma once
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,11 @@ struct InvalidState : std::runtime_error {
 
 // A checkpoint file is missing, too short or unreadable (Python: moerun.CheckpointError).
 struct FileError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A file that the user named cannot be written (Python: OSError).
+struct OutputError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 

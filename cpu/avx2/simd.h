@@ -133,7 +133,8 @@ struct Simd {
     const I odd = _mm256_and_si256(_mm256_srli_epi32(b, 16), _mm256_set1_epi32(1));
     const I rounded = _mm256_add_epi32(_mm256_add_epi32(b, _mm256_set1_epi32(0x7fff)), odd);
     const I quiet = _mm256_or_si256(b, _mm256_set1_epi32(0x400000));
-    const F chosen = _mm256_blendv_ps(from_bits(rounded), from_bits(quiet), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const F chosen =
+        _mm256_blendv_ps(from_bits(rounded), from_bits(quiet), _mm256_cmp_ps(v, v, _CMP_UNORD_Q));
     const I high = _mm256_srli_epi32(bits(chosen), 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
   }

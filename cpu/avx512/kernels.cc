@@ -9,7 +9,9 @@
 namespace moerun::cpu {
 namespace {
 
-double dot(DType, int64_t rounds, float* sink) { return dot_peak<F32Dot<DType::f32>>(rounds, sink); }
+double dot(DType, int64_t rounds, float* sink) {
+  return dot_peak<F32Dot<DType::f32>>(rounds, sink);
+}
 
 constexpr KernelTable kTable = {
     .isa = "avx512",
@@ -23,6 +25,8 @@ constexpr KernelTable kTable = {
 
 }  // namespace
 
-const KernelTable& avx512_kernels() { return kTable; }
+const KernelTable& avx512_kernels() {
+  return kTable;
+}
 
 }  // namespace moerun::cpu

@@ -1,5 +1,5 @@
-// Vectors of 16 floats with AVX-512 F, BW, VL and DQ: the operations that the kernel templates of cpu/kernels need.
-// Included by cpu/avx512/kernels.cc and, with more on top, by cpu/avx512_bf16/kernels.cc.
+// Vectors of 16 floats with AVX-512 F, BW, VL and DQ: the operations that the kernel templates of cpu/kernels
+// need. Included by cpu/avx512/kernels.cc and, with more on top, by cpu/avx512_bf16/kernels.cc.
 #pragma once
 #include <immintrin.h>
 

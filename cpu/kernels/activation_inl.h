@@ -1,6 +1,7 @@
 // act(g) * u for a vector of gate and up results. Included by cpu/kernels/expert_inl.h after a Simd.
 //
-// exp(x) = 2^n * p(r) with n = round(x / ln 2) and a polynomial of degree 6 on |r| <= ln 2 / 2: within 2 ulp (Cephes).
+// exp(x) = 2^n * p(r) with n = round(x / ln 2) and a polynomial of degree 6 on |r| <= ln 2 / 2: within 2 ulp
+// (Cephes).
 #pragma once
 #include <cmath>
 

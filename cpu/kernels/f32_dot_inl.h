@@ -1,4 +1,5 @@
-// How weights of any floating format meet fp32 activations: widen, then fused multiply-add. Included after a Simd.
+// How weights of any floating format meet fp32 activations: widen, then fused multiply-add. Included after a
+// Simd.
 //
 // A Dot is what the two kernels (rows_inl.h, panel_inl.h) are templates over:
 //   X          an activation in memory
@@ -27,7 +28,8 @@ struct F32Dot {
   static Vec broadcast(const X* x) { return Simd::set1(*x); }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Simd::fmadd(a, b, c); }
 
-  // From columns k (and, where group is 2, k + 1) of 16 rows of a column-major matrix: the panel's entry for them.
+  // From columns k (and, where group is 2, k + 1) of 16 rows of a column-major matrix: the panel's entry for
+  // them.
   static Vec join_columns(Simd::F k0, Simd::F) { return k0; }
 };
 

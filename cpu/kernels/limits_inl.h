@@ -1,4 +1,5 @@
-// What the machine can do at most: reading memory in order, and multiply-adds in registers. Included after a Simd.
+// What the machine can do at most: reading memory in order, and multiply-adds in registers. Included after a
+// Simd.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,7 +20,8 @@ inline uint64_t read_memory(const void* data, size_t n) {
       sum[j] = Simd::bit_or(sum[j], Simd::bits(v));
     }
   float lane[Simd::lanes];
-  Simd::store(lane, Simd::from_bits(Simd::bit_or(Simd::bit_or(sum[0], sum[1]), Simd::bit_or(sum[2], sum[3]))));
+  Simd::store(lane,
+              Simd::from_bits(Simd::bit_or(Simd::bit_or(sum[0], sum[1]), Simd::bit_or(sum[2], sum[3]))));
   uint64_t result = 0;
   for (float v : lane) result = result * 31 + __builtin_bit_cast(uint32_t, v);
   return result;

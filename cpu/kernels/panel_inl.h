@@ -1,26 +1,25 @@
-// Many tokens: a panel of 2 x lanes weight rows is packed once, then multiplied with all tokens of the expert.
-// Included after a Simd and a Dot.
+// Many tokens: a panel of 2 x lanes weight rows is packed once, then multiplied with all tokens of the
+// expert. Included after a Simd and a Dot.
 //
 //   c[m][half * lanes + n] (+)= sum over k of row(half, n)[k] * x[m][k]        k in one block of K
 //
 // Panel: [k / group][half][lane][group]: one register holds `group` consecutive k of `lanes` rows, so that an
-// activation is broadcast from its own row-major memory and sums need no horizontal additions. Two halves are two
-// matrices (gate and up) or two neighbouring row groups (down). One thread; the panel lives in L1 and L2.
-// Operations: 2 loads and M broadcasts feed 2 M multiply-adds; with M = 12 that is above 98 % of peak (measured).
-// Bytes: the rows once for every token block. Packing costs as much as about four tokens; it transposes lanes x lanes
-// blocks in registers. All the while the rows of the next panel are prefetched into L2, line after line: the order in
-// which the hardware prefetcher runs ahead by itself (software prefetches alone stop at about 15 GB/s a core here).
-// Weakness: below about 12 tokens packing dominates; rows_inl.h serves those.
+// activation is broadcast from its own row-major memory and sums need no horizontal additions. Two halves are
+// two matrices (gate and up) or two neighbouring row groups (down). One thread; the panel lives in L1 and L2.
+// Operations: 2 loads and M broadcasts feed 2 M multiply-adds; with M = 12 that is above 98 % of peak
+// (measured). Bytes: the rows once for every token block. Packing costs as much as about four tokens; it
+// transposes lanes x lanes blocks in registers. While a panel is multiplied, the rows of the next one are
+// prefetched, line after line: the order in which the hardware prefetcher runs ahead by itself. Weakness:
+// below about 12 tokens packing dominates; rows_inl.h serves those.
 #pragma once
 #include <cstdint>
 #include <utility>
 
+#include "cpu/kernels/rows_inl.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
 namespace {
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }  // std::min would be linked across instruction sets
 
 // The rows [row, row + count) of a matrix, count <= lanes; the missing ones are zero.
 struct RowGroup {
@@ -34,7 +33,7 @@ inline const char* element(const MatrixView& m, int64_t row, int64_t k) {
   return static_cast<const char*>(m.data) + (row * m.row_stride + k * m.col_stride) * size_of(W);
 }
 
-// The memory of the next panel, to be brought into L2 in small portions meanwhile: one run of bytes for each half.
+// The memory of the next panel, to be prefetched in small portions meanwhile: one run of bytes for each half.
 class Ahead {
  public:
   Ahead() = default;
@@ -57,21 +56,8 @@ class Ahead {
 
 inline void prefetch_lines(const char*& from, int lines) {
   if (!from) return;
-  for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from, 0, 2);
+  for (int i = 0; i < lines; ++i, from += 64) __builtin_prefetch(from);
 }
-
-// How many lines to prefetch per block packed and per run multiplied, in proportion to the cycles that these take.
-template <class D>
-struct Pace {
-  static constexpr int kPackCycles = 5 * Simd::lanes;  // measured, a block of lanes x step
-  static constexpr int kLines = 2 * Simd::lanes * D::step * size_of(D::weight_type) / 64;
-  int64_t cycles;  // for one step of K: two blocks packed, and step / group entries times all tokens
-  explicit Pace(int64_t tokens) : cycles(2 * kPackCycles + D::step / D::group * tokens) {}
-  int per_block() const { return static_cast<int>((kLines * kPackCycles + cycles - 1) / cycles); }
-  int per_run(int64_t tokens) const {
-    return static_cast<int>((kLines * (D::step / D::group) * tokens + cycles - 1) / cycles);
-  }
-};
 
 template <class D>
 inline void pack_contiguous(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
@@ -91,12 +77,9 @@ inline void pack_contiguous(const RowGroup& g, int64_t k0, int64_t k_count, type
 
 // Full blocks of contiguous rows: the same without the tests.
 template <class D>
-inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel, Ahead& ahead,
-                                 int lines) {
+inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
   constexpr DType W = D::weight_type;
-  const char* soon = ahead.take(lines * (k_count / D::step));
   for (int64_t k = 0; k < k_count; k += D::step) {
-    prefetch_lines(soon, lines);
     typename D::Vec r[Simd::lanes];
 #pragma GCC unroll 16
     for (int i = 0; i < Simd::lanes; ++i) r[i] = D::weights(element<W>(g.matrix, g.row + i, k0 + k));
@@ -106,7 +89,8 @@ inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count,
   }
 }
 
-// Column-major rows side by side (row_stride 1) or alternating with another matrix's (row_stride 2, as gpt-oss has it).
+// Column-major rows side by side (row_stride 1) or alternating with another matrix's (row_stride 2, as
+// gpt-oss has it).
 template <class D>
 inline Simd::F load_column(const RowGroup& g, int64_t k) {
   constexpr DType W = D::weight_type;
@@ -134,18 +118,18 @@ inline void pack_columns(const RowGroup& g, int64_t k0, int64_t k_count, typenam
 }
 
 template <class D>
-inline void pack(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel, Ahead& ahead, int lines) {
+inline void pack(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
   if (g.matrix.col_stride != 1) return pack_columns<D>(g, k0, k_count, panel);
-  if (g.count == Simd::lanes && k_count % D::step == 0) 
-    return pack_contiguous_full<D>(g, k0, k_count, panel, ahead, lines);
+  if (g.count == Simd::lanes && k_count % D::step == 0) return pack_contiguous_full<D>(g, k0, k_count, panel);
   pack_contiguous<D>(g, k0, k_count, panel);
 }
 
-// One tile: M tokens times one panel. `groups` panel entries; x[m] points at the block's first k. Accumulators start
-// from c unless this is the first block of K. After each step of K, `lines` lines are prefetched from `soon` on.
+// One tile: M tokens times one panel. `groups` panel entries; x[m] points at the block's first k.
+// Accumulators start from c unless this is the first block of K. After each step of K, `lines` lines are
+// prefetched from `soon` on.
 template <class D, int M>
-void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename D::X* const* x, int64_t k0, bool first,
-                   float* c, const char* soon, int lines) {
+void multiply_tile(const typename D::Vec* panel, int64_t groups, const typename D::X* const* x, int64_t k0,
+                   bool first, float* c, const char* soon, int lines) {
   constexpr int lanes = Simd::lanes;
   constexpr int64_t run = D::step / D::group;
   const typename D::X* row[M];
@@ -186,29 +170,33 @@ inline Tile<D> choose_tile(int64_t tokens, std::integer_sequence<int, M...>) {
   return by_tokens[tokens - 1];
 }
 
-// c[tokens][2 * lanes] = both row groups times x, all of K. `next`: the row groups of the following call, or null.
+// c[tokens][2 * lanes] = both row groups times x, all of K. `next`: the row groups of the following call, or
+// null.
 template <class D>
-void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_block, const typename D::X* const* x,
-                    int64_t tokens, float* c, void* panel_memory, const RowGroup* next) {
+void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_block,
+                    const typename D::X* const* x, int64_t tokens, float* c, void* panel_memory,
+                    const RowGroup* next) {
   constexpr int lanes = Simd::lanes;
   auto* panel = static_cast<typename D::Vec*>(panel_memory);
   const int64_t blocks = (k_count + k_block - 1) / k_block;
   k_block = ((k_count + blocks - 1) / blocks + 63) / 64 * 64;  // as even as can be
   const int64_t tiles = (tokens + Simd::tile_tokens - 1) / Simd::tile_tokens;
-  const Pace<D> pace(tokens);
+  constexpr int64_t lines_per_step = 2 * lanes * D::step * size_of(D::weight_type) / 64;
   Ahead ahead;
   if (next && next[0].matrix.col_stride == 1) {
     const auto begin = [&](const RowGroup& g) { return element<D::weight_type>(g.matrix, g.row, 0); };
-    ahead = Ahead(begin(next[0]), begin(next[1]), lanes * next[0].matrix.row_stride * size_of(D::weight_type));
+    ahead =
+        Ahead(begin(next[0]), begin(next[1]), lanes * next[0].matrix.row_stride * size_of(D::weight_type));
   }
   for (int64_t k0 = 0; k0 < k_count; k0 += k_block) {
     const int64_t block = smaller(k_block, k_count - k0), entries = (block + D::group - 1) / D::group;
-    for (int half = 0; half < 2; ++half) pack<D>(halves[half], k0, block, panel + half, ahead, pace.per_block());
+    for (int half = 0; half < 2; ++half) pack<D>(halves[half], k0, block, panel + half);
     for (int64_t t = 0, m = 0; t < tiles; ++t) {
       const int64_t size = (tokens - m + tiles - t - 1) / (tiles - t);  // as even as can be
       const auto tile = choose_tile<D>(size, std::make_integer_sequence<int, Simd::tile_tokens>{});
-      const int lines = pace.per_run(size);
-      tile(panel, entries, x + m, k0, k0 == 0, c + m * 2 * lanes, ahead.take(lines * (block / D::step)), lines);
+      const int lines = static_cast<int>((lines_per_step * size + tokens - 1) / tokens);
+      tile(panel, entries, x + m, k0, k0 == 0, c + m * 2 * lanes, ahead.take(lines * (block / D::step)),
+           lines);
       m += size;
     }
   }

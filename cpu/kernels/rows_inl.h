@@ -1,21 +1,29 @@
-// Few tokens: dot products of whole weight rows, read once, in order, from memory. Included after a Simd and a Dot.
+// Few tokens: dot products of whole weight rows, read once, in order, from memory. Included after a Simd and
+// a Dot.
 //
 //   c[m][n] = row(n) . x[m]          m < M <= 4 tokens, n < rows
 // Layout: rows K-contiguous. One thread. Bytes: the rows once; the activations stay in L1.
-// Bound: memory bandwidth; per 64 bytes of weights M multiply-adds and M loads from L1, so up to M = 4 it holds with
-// room to spare. One row at a time is what the hardware prefetcher likes best (measured: four rows side by side lose
-// a fifth). K is unrolled so that enough independent sums hide the latency of the multiply-adds.
+// Bound: memory bandwidth; per 64 bytes of weights M multiply-adds and M loads from L1, so up to M = 4 it
+// holds with room to spare. One row at a time is what the hardware prefetcher likes best (measured: four rows
+// side by side lose a fifth). K is unrolled so that enough independent sums hide the latency of the
+// multiply-adds.
 #pragma once
 #include <cstdint>
 
 namespace moerun::cpu {
 namespace {
 
-constexpr int kRowTokens = 4;             // tokens per pass; with more, x and the stream compete for L1
-constexpr int64_t kPrefetchBytes = 1024;  // ahead in the stream; heuristic, flat between 512 and 4096 (measured)
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}  // std::min would be linked across instruction sets
+
+constexpr int kRowTokens = 4;              // tokens per pass; with more, x and the stream compete for L1
+constexpr int64_t kPrefetchBytes = 4096;   // ahead in the stream, a page: its address is translated early too
+constexpr int64_t kPassBytes = 128 << 10;  // of rows that are read again for further tokens; a part of any L2
 
 template <class D, int M>
-inline void dot_row(const char* w, int64_t k_count, const typename D::X* const* x, float* c, int64_t c_stride) {
+inline void dot_row(const char* w, int64_t k_count, const typename D::X* const* x, float* c,
+                    int64_t c_stride) {
   constexpr int unroll = M == 1 ? 4 : M == 2 ? 4 : 2;
   constexpr int64_t bytes = D::step * size_of(D::weight_type);
   typename D::Acc sum[unroll][M];
@@ -50,18 +58,25 @@ inline void dot_row(const char* w, int64_t k_count, const typename D::X* const* 
   }
 }
 
-// c[m][n] for n < rows, any number of tokens: further passes find the block of rows in cache.
+// c[m][n] for n < rows, any number of tokens. Rows go in blocks that stay in L2 for the passes of further
+// tokens, while the activations of one pass stay in L1. While the last row comes from memory, the beginning
+// of what will be read next is prefetched, so that the stream does not pause there.
 template <class D>
 void dot_rows(const char* w, int64_t row_bytes, int64_t rows, int64_t k_count, const typename D::X* const* x,
-              int64_t tokens, float* c, int64_t c_stride) {
-  for (int64_t n = 0; n < rows; ++n) {
-    const char* row = w + n * row_bytes;
+              int64_t tokens, float* c, int64_t c_stride, const char* then) {
+  const int64_t block = row_bytes * 2 > kPassBytes ? 1 : kPassBytes / row_bytes;
+  for (int64_t n0 = 0; n0 < rows; n0 += block) {
+    const int64_t n1 = smaller(n0 + block, rows);
     for (int64_t m = 0; m < tokens; m += kRowTokens) {
       const auto pass = tokens - m == 1   ? dot_row<D, 1>
                         : tokens - m == 2 ? dot_row<D, 2>
                         : tokens - m == 3 ? dot_row<D, 3>
                                           : dot_row<D, 4>;
-      pass(row, k_count, x + m, c + m * c_stride + n, c_stride);
+      for (int64_t n = n0; n < n1; ++n) {
+        if (m == 0 && n == rows - 1 && then)
+          for (int64_t i = 0; i < 1024; i += 64) __builtin_prefetch(then + i);
+        pass(w + n * row_bytes, k_count, x + m, c + m * c_stride + n, c_stride);
+      }
     }
   }
 }

@@ -1,5 +1,5 @@
-// The reference row: the formulas of kernel_table.h as plain loops, for any processor and any strides. What every
-// other row is tested against; fp32 activations and fp32 sums in the order of k.
+// The reference row: the formulas of kernel_table.h as plain loops, for any processor and any strides. What
+// every other row is tested against; fp32 activations and fp32 sums in the order of k.
 #include <cmath>
 #include <cstring>
 
@@ -8,7 +8,9 @@
 namespace moerun::cpu {
 namespace {
 
-float from_bf16(uint16_t h) { return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16); }
+float from_bf16(uint16_t h) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(h) << 16);
+}
 
 float from_f16(uint16_t h) {
   const int exponent = (h >> 10) & 31, fraction = h & 1023;
@@ -34,7 +36,8 @@ uint16_t to_f16(float v) {
   std::frexp(magnitude, &exponent);  // magnitude in [2^(exponent-1), 2^exponent)
   const int scale = exponent - 11 < -24 ? -24 : exponent - 11;
   const int units = static_cast<int>(std::nearbyint(std::ldexp(magnitude, -scale)));  // to even
-  return sign | static_cast<uint16_t>(units + ((scale + 24) << 10));  // a carry moves into the exponent by itself
+  return sign |
+         static_cast<uint16_t>(units + ((scale + 24) << 10));  // a carry moves into the exponent by itself
 }
 
 float load(const void* data, DType type, int64_t i) {
@@ -51,7 +54,9 @@ void store(void* data, DType type, int64_t i, float v) {
     static_cast<uint16_t*>(data)[i] = type == DType::f16 ? to_f16(v) : to_bf16(v);
 }
 
-float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
+float sigmoid(float x) {
+  return 1.0f / (1.0f + std::exp(-x));
+}
 
 float gated(const ActivationSpec& a, float g, float u) {
   switch (a.kind) {
@@ -134,7 +139,8 @@ constexpr ExpertKernels expert_kernels() {
 constexpr KernelTable kTable = {
     .isa = "ref",
     .bf16_activations = false,
-    .f32_activations = {expert_kernels<DType::f32>(), expert_kernels<DType::f16>(), expert_kernels<DType::bf16>()},
+    .f32_activations = {expert_kernels<DType::f32>(), expert_kernels<DType::f16>(),
+                        expert_kernels<DType::bf16>()},
     .bf16_bf16 = {},
     .convert = convert,
     .limits = {.read = read, .dot = dot_peak},
@@ -142,6 +148,8 @@ constexpr KernelTable kTable = {
 
 }  // namespace
 
-const KernelTable& ref_kernels() { return kTable; }
+const KernelTable& ref_kernels() {
+  return kTable;
+}
 
 }  // namespace moerun::cpu

@@ -1,4 +1,5 @@
-// One function per subsystem; module.cc calls them all. Bindings check, release the GIL, call; they hold no logic.
+// One function per subsystem; module.cc calls them all. Bindings check, release the GIL, call; they hold no
+// logic.
 #pragma once
 #include <pybind11/pybind11.h>
 

@@ -1,7 +1,102 @@
+// What the machine has and what it can do, as plain dicts: for `moerun doctor` and the benches.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/cpu_info.h"
+#include "cpu/dispatch.h"
+#include "cpu/measure.h"
 #include "cpu/team.h"
+#include "cuda/driver_probe.h"
 #include "python/bindings/bindings.h"
 
+namespace py = pybind11;
+
 namespace moerun {
-void bind_doctor(pybind11::module_& m) { m.def("set_openmp_hint", &cpu::set_openmp_hint); }
-void bind_expert_store(pybind11::module_& m) {}
+namespace {
+
+py::dict cpu_info_dict() {
+  const cpu::CpuInfo& info = cpu::cpu_info();
+  py::dict d;
+  d["model"] = info.model;
+  d["usable_cores"] = info.usable_cores;
+  d["numa_nodes"] = info.numa_nodes;
+  d["l1d_bytes"] = info.l1d_bytes;
+  d["l2_bytes"] = info.l2_bytes;
+  d["l3_bytes"] = info.l3_bytes;
+  d["instruction_sets"] = info.instruction_sets();
+  return d;
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const cpu::KernelTable* row : cpu::available_kernels()) names.emplace_back(row->isa);
+  return names;
+}
+
+py::dict figure_dict(const cpu::Figure& figure) {
+  py::dict d;
+  d["median"] = figure.median;
+  d["best"] = figure.best;
+  d["spread_percent"] = 100 * figure.spread;
+  d["repeats"] = figure.repeats;
+  return d;
+}
+
+py::dict measure_limits(int threads, int64_t buffer_bytes, const std::string& isa, double seconds,
+                        int repeats) {
+  cpu::Limits limits;
+  {
+    py::gil_scoped_release release;
+    limits =
+        cpu::measure_limits(cpu::choose_kernels(isa), cpu::Team(threads), {buffer_bytes, seconds, repeats});
+  }
+  py::dict dot, d;
+  for (const cpu::DotPeak& peak : limits.dot) dot[name_of(peak.type)] = figure_dict(peak.gflop_per_s);
+  d["threads"] = limits.threads;
+  d["buffer_bytes"] = limits.buffer_bytes;
+  d["read_gb_per_s"] = figure_dict(limits.read_gb_per_s);
+  d["dot_gflop_per_s"] = dot;
+  return d;
+}
+
+py::dict probe_gpu() {
+  cuda::GpuProbe probe;
+  {
+    py::gil_scoped_release release;  // a driver's first initialisation takes a second or more
+    probe = cuda::probe_gpu();
+  }
+  py::list devices;
+  for (const cuda::GpuDevice& gpu : probe.devices) {
+    py::dict d;
+    d["name"] = gpu.name;
+    d["compute_capability"] = std::to_string(gpu.compute_major) + "." + std::to_string(gpu.compute_minor);
+    d["memory_bytes"] = gpu.memory_bytes;
+    devices.append(d);
+  }
+  py::dict d;
+  d["library"] = probe.library;
+  d["driver_version"] = probe.driver_version;
+  d["devices"] = devices;
+  d["reason"] = probe.reason;
+  return d;
+}
+
+}  // namespace
+
+void bind_doctor(py::module_& m) {
+  m.def("cpu_info", &cpu_info_dict, "Processor, usable cores, caches (bytes) and instruction sets.");
+  m.def("available_isas", &available_isas, "Rows of the kernel table that this machine can run, best first.");
+  m.def(
+      "choose_isa", [](const std::string& isa) { return std::string(cpu::choose_kernels(isa).isa); },
+      py::arg("isa") = "",
+      "The row that an engine would use: `isa`, or else MOERUN_ISA, or else the best. Raises ValueError.");
+  m.def("measure_limits", &measure_limits, py::arg("threads"), py::arg("buffer_bytes"), py::arg("isa") = "",
+        py::arg("seconds") = 1.0, py::arg("repeats") = 9,
+        "Read bandwidth (GB/s) and dot-product peak (GFLOP/s by format), each measured for `seconds`.");
+  m.def("probe_gpu", &probe_gpu, "CUDA devices, or the reason why there are none.");
+  m.def("openmp_runtime", &cpu::openmp_runtime, "Path of the OpenMP runtime in use, or why there is none.");
+  m.def("set_openmp_hint", &cpu::set_openmp_hint, py::arg("path"),
+        "Folder to look for an OpenMP runtime in, if none is loaded yet.");
+}
+
 }  // namespace moerun

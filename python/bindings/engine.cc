@@ -1,5 +1,5 @@
-// Engine, Layer and Job. Memory comes as addresses that python/moerun/tensors.py has checked; whoever calls keeps it
-// alive until the work is done.
+// Engine, Layer and Job. Memory comes as addresses that python/moerun/tensors.py has checked; whoever calls
+// keeps it alive until the work is done.
 #include "src/engine/engine.h"
 
 #include <pybind11/numpy.h>
@@ -46,11 +46,11 @@ const float* bias(const Biases& biases, py::ssize_t expert, int64_t size) {
   return biases->data() + expert * size;
 }
 
-std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k, DType weights_type,
-                                 const ActivationSpec& activation, const Addresses& gate, const Addresses& up,
-                                 const Addresses& down, const Strides& gate_up_strides, const Strides& down_strides,
-                                 const Biases& gate_bias, const Biases& up_bias, const Biases& down_bias,
-                                 const py::object& owner) {
+std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+                                 DType weights_type, const ActivationSpec& activation, const Addresses& gate,
+                                 const Addresses& up, const Addresses& down, const Strides& gate_up_strides,
+                                 const Strides& down_strides, const Biases& gate_bias, const Biases& up_bias,
+                                 const Biases& down_bias, const py::object& owner) {
   if (gate.size() != up.size() || gate.size() != down.size())
     throw InvalidArgument("gate, up and down must have one address per expert");
   std::vector<ExpertView> experts(gate.size());
@@ -67,14 +67,15 @@ std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, 
                          .top_k = top_k,
                          .weights_type = weights_type,
                          .activation = activation};
-  return engine.add_layer(shape, std::move(experts), hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
+  return engine.add_layer(shape, std::move(experts),
+                          hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
 }
 
 // (address, type, elements from row to row)
 using Rows = std::tuple<uintptr_t, DType, int64_t>;
 
-cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit, int64_t ids_stride,
-                      const Rows& weights, const Rows& out) {
+cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit,
+                      int64_t ids_stride, const Rows& weights, const Rows& out) {
   cpu::Batch batch;
   batch.x = reinterpret_cast<const void*>(std::get<0>(x));
   batch.x_type = std::get<1>(x);
@@ -112,7 +113,8 @@ py::dict to_dict(const LayerStats& s) {
   d["tokens"] = s.tokens;
   d["weight_bytes"] = s.weight_bytes;
   d["seconds"] = s.seconds;
-  d["expert_tokens"] = py::array_t<int64_t>(static_cast<py::ssize_t>(s.expert_tokens.size()), s.expert_tokens.data());
+  d["expert_tokens"] =
+      py::array_t<int64_t>(static_cast<py::ssize_t>(s.expert_tokens.size()), s.expert_tokens.data());
   return d;
 }
 
@@ -138,15 +140,16 @@ void bind_engine(py::module_& m) {
       .value("relu2", Activation::relu2)
       .value("swiglu_oai", Activation::swiglu_oai);
   py::class_<ActivationSpec>(m, "ActivationSpec")
-      .def(py::init<Activation, float, float>(), py::arg("kind"), py::arg("alpha") = 1.702f, py::arg("limit") = 7.0f);
+      .def(py::init<Activation, float, float>(), py::arg("kind"), py::arg("alpha") = 1.702f,
+           py::arg("limit") = 7.0f);
 
   py::class_<Layer, std::shared_ptr<Layer>>(m, "Layer")
       .def_property_readonly("index", &Layer::index)
       .def_property_readonly("expert_bytes", &Layer::expert_bytes);
 
-  py::class_<Job, std::shared_ptr<Job>>(m, "Job")
-      .def("wait", wait)
-      .def("done", [](Job& job) { return job.wait_for(std::chrono::milliseconds(0)); });
+  py::class_<Job, std::shared_ptr<Job>>(m, "Job").def("wait", wait).def("done", [](Job& job) {
+    return job.wait_for(std::chrono::milliseconds(0));
+  });
 
   py::class_<cpu::Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
@@ -157,13 +160,16 @@ void bind_engine(py::module_& m) {
              return std::unique_ptr<Engine, DeleteWithoutGil>(new Engine({cpu_threads, std::move(isa)}));
            }),
            py::arg("cpu_threads") = 0, py::arg("isa") = "")
-      .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("weights_type"),
-           py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),
-           py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"), py::arg("down_bias"), py::arg("owner"))
+      .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"),
+           py::arg("weights_type"), py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"),
+           py::arg("gate_up_strides"), py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"),
+           py::arg("down_bias"), py::arg("owner"))
       .def(
-          "forward", [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
+          "forward",
+          [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
+      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"),
+           py::call_guard<py::gil_scoped_release>())
       .def("stats",
            [](const Engine& e) {
              EngineStats s;

@@ -13,6 +13,8 @@ PYBIND11_MODULE(_core, m) {
       PyErr_SetString(PyExc_ValueError, e.what());
     } catch (const moerun::FileError& e) {
       PyErr_SetString(py::module_::import("moerun.errors").attr("CheckpointError").ptr(), e.what());
+    } catch (const moerun::OutputError& e) {
+      PyErr_SetString(PyExc_OSError, e.what());
     } catch (const moerun::InvalidState& e) {
       PyErr_SetString(PyExc_RuntimeError, e.what());
     }

@@ -1,6 +1,7 @@
 """moerun: runs Mixture-of-Experts language models on a machine whose GPU memory is too small for them.
 
-The engine and its kernels are C++ (moerun._core). Importing this package imports neither torch nor transformers.
+The engine and its kernels are C++ (moerun._core). Importing this package imports neither torch nor
+transformers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ __all__ = [
 
 
 def _point_core_at_torchs_openmp() -> None:
-    """Tells the core where torch's OpenMP runtime lies: one runtime in a process, not two (see cpu/team.h)."""
+    """Tells the core where torch's OpenMP runtime lies: a process should have one (see cpu/team.h)."""
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
         _core.set_openmp_hint(os.path.join(os.path.dirname(spec.origin), "lib"))

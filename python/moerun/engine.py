@@ -1,7 +1,7 @@
 """Engine, Layer and Handle: the thin Python face of the C++ engine.
 
-An engine owns the CPU threads and the layers; a layer is called with a batch and its routing. Routers stay outside
-(reference ones are in moerun.routing).
+An engine owns the CPU threads and the layers; a layer is called with a batch and its routing. Routers stay
+outside (reference ones are in moerun.routing).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -95,10 +95,10 @@ class Engine:
         spec
             Shape and arithmetic.
         tensors
-            ``{"gate_up": [E, 2I, H], "down": [E, H, I]}`` in float32, float16 or bfloat16 (torch, numpy or DLPack),
-            gate rows first, and with ``spec.bias`` also ``"gate_up_bias" [E, 2I]`` and ``"down_bias" [E, H]``; or an
-            ExpertMemory, as Checkpoint.experts gives. Transposed views are used as they are; other strides and tensors
-            on a device are copied once.
+            ``{"gate_up": [E, 2I, H], "down": [E, H, I]}`` in float32, float16 or bfloat16 (torch, numpy or
+            DLPack), gate rows first, and with ``spec.bias`` also ``"gate_up_bias" [E, 2I]`` and
+            ``"down_bias" [E, H]``; or an ExpertMemory, as Checkpoint.experts gives. Transposed views are used
+            as they are; other strides and tensors on a device are copied once.
 
         Raises
         ------
@@ -148,21 +148,21 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """What was done so far.
 
-        ``cpu_threads``, ``isa``, ``workspace_bytes`` and, per layer in ``layers``: ``batches``, ``tokens``, ``seconds``,
-        ``weight_bytes`` (of active experts, once per batch) and ``expert_tokens``, int64 [E].
+        ``cpu_threads``, ``isa``, ``workspace_bytes`` and, per layer in ``layers``: ``batches``, ``tokens``,
+        ``seconds``, ``weight_bytes`` (of active experts, once per batch) and ``expert_tokens``, int64 [E].
         """
         return self._core.stats()
 
     def trace(self, path: str | os.PathLike[str]) -> None:
         """Writes the latest events as a timeline in Chrome's trace format, one lane per thread.
 
-        Open it in chrome://tracing or ui.perfetto.dev. Raises moerun.CheckpointError's sibling OSError if the file
-        cannot be written.
+        Open it in chrome://tracing or ui.perfetto.dev. Raises OSError if the file cannot be
+        written.
         """
         self._core.write_trace(os.fspath(path))
 
     def close(self) -> None:
-        """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError. Idempotent."""
+        """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError."""
         self._core.close()
 
     def __enter__(self) -> Engine:
@@ -170,6 +170,14 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
+        return self  # threads and mapped memory exist once; copies of what holds an engine share it
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a moerun.Engine is a part of its process and cannot be pickled; make one where it is needed"
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._core.closed else f"{len(self._layers)} layers"
@@ -217,10 +225,10 @@ class Layer:
         return call.finish()
 
     def submit(self, x: Any, topk_ids: Any, topk_weights: Any, stream: Any = None) -> Handle:
-        """Starts ``forward`` on the engine's own thread and returns at once; ``Handle.wait`` gives the result.
+        """Starts ``forward`` on the engine's own thread; ``Handle.wait`` gives the result.
 
-        The arrays must not change until then. Batches run in the order of submission. ``stream`` orders the work after
-        a CUDA stream and is ignored for arrays in host memory.
+        Returns at once. The arrays must not change until the result is there. Batches run in the order of
+        submission. ``stream`` orders the work after a CUDA stream and is ignored for arrays in host memory.
         """
         call = _Call(self.spec, x, topk_ids, topk_weights, None)
         return Handle(call, self.engine._core.submit(self._core, call.batch))
@@ -243,7 +251,7 @@ class Handle:
         self._job = job
 
     def wait(self, out: Any = None) -> Any:
-        """Waits for the result and returns it; what the work raised is raised here. Ctrl-C interrupts the wait.
+        """Waits for the result and returns it; what the work raised is raised here. Ctrl-C interrupts.
 
         ``out`` ``[tokens, H]`` receives a copy, if given.
         """
@@ -276,7 +284,9 @@ class _Call:
         if ids.ndim != 2 or ids.shape[0] != tokens:
             raise ValueError(f"topk_ids must be [{tokens}, k] for x {list(x.shape)}, got {list(ids.shape)}")
         if tuple(weights.shape) != tuple(ids.shape):
-            raise ValueError(f"topk_weights must be {list(ids.shape)} like topk_ids, got {list(weights.shape)}")
+            raise ValueError(
+                f"topk_weights must be {list(ids.shape)} like topk_ids, got {list(weights.shape)}"
+            )
         id_type = tensors.dtype_name(ids)
         if id_type not in ("int32", "int64"):
             raise ValueError(f"topk_ids must be int32 or int64, got {id_type}")
@@ -332,12 +342,16 @@ def _row_stride(array: Any) -> int:
 def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     """Checks the tensors of add_layer against the spec and finds every expert's matrices in them."""
     experts, hidden, inter = spec.num_experts, spec.hidden_size, spec.intermediate_size
-    expected = {"gate_up": (experts, 2 * inter, hidden), "down": (experts, hidden, inter)}
+    expected: dict[str, tuple[int, ...]] = {
+        "gate_up": (experts, 2 * inter, hidden),
+        "down": (experts, hidden, inter),
+    }
     if spec.bias:
         expected |= {"gate_up_bias": (experts, 2 * inter), "down_bias": (experts, hidden)}
     if given.keys() != expected.keys():
         raise ValueError(
-            f"a layer with bias={spec.bias} needs the tensors {', '.join(expected)}; got {', '.join(given) or 'none'}"
+            f"a layer with bias={spec.bias} needs the tensors {', '.join(expected)}; "
+            f"got {', '.join(given) or 'none'}"
         )
     arrays = {name: tensors.on_host(tensors.as_array(given[name], name)) for name in expected}
     for name, shape in expected.items():
@@ -345,7 +359,9 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
             raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
     formats = {name: tensors.format_name(arrays[name]) for name in ("gate_up", "down")}
     if formats["gate_up"] != formats["down"]:
-        raise ValueError(f"gate_up and down must be of one type, got {formats['gate_up']} and {formats['down']}")
+        raise ValueError(
+            f"gate_up and down must be of one type, got {formats['gate_up']} and {formats['down']}"
+        )
     weights = {name: _matrices(arrays[name], spec.quant) for name in ("gate_up", "down")}
     gate_up, down = weights["gate_up"], weights["down"]
 
@@ -353,7 +369,7 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     per_expert, per_row, per_column = tensors.strides(gate_up)
     base = np.uint64(tensors.address(gate_up))
     gate = base + np.arange(experts, dtype=np.uint64) * np.uint64(per_expert * item)
-    down_step = np.uint64(tensors.strides(down)[0] * item)
+    down_per_expert, down_per_row, down_per_column = tensors.strides(down)
     biases: dict[str, np.ndarray] = {}
     if spec.bias:
         both = _as_float32(arrays["gate_up_bias"])
@@ -366,9 +382,10 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
         dtype=tensors.format_name(gate_up),
         gate=gate,
         up=gate + np.uint64(inter * per_row * item),
-        down=np.uint64(tensors.address(down)) + np.arange(experts, dtype=np.uint64) * down_step,
+        down=np.uint64(tensors.address(down))
+        + np.arange(experts, dtype=np.uint64) * np.uint64(down_per_expert * item),
         gate_up_strides=(per_row, per_column),
-        down_strides=tensors.strides(down)[1:],
+        down_strides=(down_per_row, down_per_column),
         owner=(gate_up, down),
         **biases,
     )

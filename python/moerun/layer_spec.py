@@ -70,9 +70,10 @@ class LayerSpec:
 class ExpertMemory:
     """Where the experts of one layer lie in host memory. Nothing is copied: the engine reads these addresses.
 
-    ``gate[e]``, ``up[e]`` and ``down[e]`` are the byte addresses of element (0, 0) of expert e's matrices, uint64
-    ``[E]``; element (n, k) of gate and up lies ``n * gate_up_strides[0] + k * gate_up_strides[1]`` elements further
-    (down: ``down_strides``). They may point into different files. Biases are fp32 copies, contiguous.
+    ``gate[e]``, ``up[e]`` and ``down[e]`` are the byte addresses of element (0, 0) of expert e's matrices,
+    uint64 ``[E]``; element (n, k) of gate and up lies ``n * gate_up_strides[0] + k * gate_up_strides[1]``
+    elements further (down: ``down_strides``). They may point into different files. Biases are fp32 copies,
+    contiguous.
     ``owner`` keeps the memory alive for as long as the layer exists.
     """
 

@@ -1,4 +1,4 @@
-"""What callers pass as arrays: torch tensors, numpy arrays, anything with DLPack. Turned into addresses for the core.
+"""What callers pass as arrays (torch, numpy, anything with DLPack), turned into addresses for the core.
 
 Nothing here imports torch unless a caller's object needs it.
 """
@@ -53,7 +53,9 @@ def as_array(array: Any, what: str) -> Any:
         import torch
 
         return torch.from_dlpack(array)
-    raise TypeError(f"{what} must be a torch tensor, a numpy array or have __dlpack__, got {type(array).__name__}")
+    raise TypeError(
+        f"{what} must be a torch tensor, a numpy array or have __dlpack__, got {type(array).__name__}"
+    )
 
 
 def address(array: Any) -> int:
@@ -70,7 +72,11 @@ def strides(array: Any) -> tuple[int, ...]:
 
 def on_host(array: Any) -> Any:
     """`array` in host memory, copied if it lies on a device; without torch's autograd."""
-    return array.detach().cpu() if is_torch(array) and (array.device.type != "cpu" or array.requires_grad) else array
+    return (
+        array.detach().cpu()
+        if is_torch(array) and (array.device.type != "cpu" or array.requires_grad)
+        else array
+    )
 
 
 def with_contiguous_rows(array: Any) -> Any:

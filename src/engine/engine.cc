@@ -51,7 +51,8 @@ class Bookkeeper : public cpu::Observer {
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       isa_(cpu::choose_kernels(options.isa).isa),
-      forward_(cpu::choose_kernels(options.isa), options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores) {}
+      forward_(cpu::choose_kernels(options.isa),
+               options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores) {}
 
 std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                          std::shared_ptr<void> owner) {
@@ -64,8 +65,8 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
 
 void Engine::forward(Layer& layer, const cpu::Batch& batch) {
   check_usable();
-  // In the child of a fork, the calling thread may still carry the parent's pool of OpenMP threads, which do not exist
-  // here; the scheduler's thread is new and has none.
+  // In the child of a fork, the calling thread may still carry the parent's pool of OpenMP threads, which do
+  // not exist here; the scheduler's thread is new and has none.
   if (fork_generation_ > 0) {
     const auto job = scheduler_.submit([this, &layer, &batch] { compute(layer, batch); });
     while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
@@ -108,7 +109,8 @@ void Engine::check_usable() const {
   if (closed_) throw InvalidState("the engine is closed; create a new one");
   if (fork_generation_ != cpu::fork_generation())
     throw InvalidState(
-        "this engine was created before fork(), and its threads do not exist in this process; create the engine in the "
+        "this engine was created before fork(), and its threads do not exist in this process; create the "
+        "engine in the "
         "child, or start workers with multiprocessing's 'spawn'");
 }
 

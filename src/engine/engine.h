@@ -1,6 +1,6 @@
-// Owns everything: layers, the CPU team with its workspace, the scheduler's thread, statistics and the timeline.
-// python/bindings calls it; it calls cpu/ for the work. One batch computes at a time, on cpu_threads threads of which
-// the calling one (forward) or the scheduler's (submit) is the first.
+// Owns everything: layers, the CPU team with its workspace, the scheduler's thread, statistics and the
+// timeline. python/bindings calls it; it calls cpu/ for the work. One batch computes at a time, on
+// cpu_threads threads of which the calling one (forward) or the scheduler's (submit) is the first.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -32,7 +32,8 @@ class Engine {
   explicit Engine(const EngineOptions& options);
   ~Engine() { close(); }
 
-  std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts, std::shared_ptr<void> owner);
+  std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
+                                   std::shared_ptr<void> owner);
 
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);

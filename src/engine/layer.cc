@@ -11,11 +11,11 @@ void check_strides(const MatrixView& m, int64_t rows, int64_t columns, const cha
   const bool row_major = m.col_stride == 1 && m.row_stride >= columns;
   const bool column_major = (m.row_stride == 1 || m.row_stride == 2) && m.col_stride >= rows;
   if (m.data && (row_major || column_major || columns == 1)) return;
-  throw InvalidArgument("expert " + std::to_string(expert) + ", " + name + ": strides (" + std::to_string(m.row_stride) +
-                        ", " + std::to_string(m.col_stride) + ") of a [" + std::to_string(rows) + ", " +
-                        std::to_string(columns) +
-                        "] matrix are not supported; rows or columns must be contiguous (columns may alternate "
-                        "between gate and up): make the tensor contiguous");
+  throw InvalidArgument(
+      "expert " + std::to_string(expert) + ", " + name + ": strides (" + std::to_string(m.row_stride) + ", " +
+      std::to_string(m.col_stride) + ") of a [" + std::to_string(rows) + ", " + std::to_string(columns) +
+      "] matrix are not supported; rows or columns must be contiguous (columns may alternate "
+      "between gate and up): make the tensor contiguous");
 }
 
 }  // namespace
@@ -44,6 +44,8 @@ cpu::LayerView Layer::view() const {
           .activation = shape_.activation};
 }
 
-int64_t Layer::expert_bytes() const { return 3 * shape_.hidden * shape_.inter * size_of(shape_.weights_type); }
+int64_t Layer::expert_bytes() const {
+  return 3 * shape_.hidden * shape_.inter * size_of(shape_.weights_type);
+}
 
 }  // namespace moerun

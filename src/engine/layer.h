@@ -26,7 +26,8 @@ struct LayerStats {
 
 class Layer {
  public:
-  // `owner` keeps the memory behind the views alive. Throws InvalidArgument if sizes or strides are not supported.
+  // `owner` keeps the memory behind the views alive. Throws InvalidArgument if sizes or strides are not
+  // supported.
   Layer(int index, const LayerShape& shape, std::vector<ExpertView> experts, std::shared_ptr<void> owner);
 
   int index() const { return index_; }

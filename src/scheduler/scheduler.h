@@ -1,6 +1,6 @@
 // The one thread that runs submitted work, a job at a time, in the order of submission.
-// Queue: producers are the threads that call Engine::submit, the consumer is the scheduler's thread. `done` of a job
-// pairs with its waiter.
+// Queue: producers are the threads that call Engine::submit, the consumer is the scheduler's thread. `done`
+// of a job pairs with its waiter.
 #pragma once
 #include <chrono>
 #include <condition_variable>

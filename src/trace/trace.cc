@@ -14,7 +14,9 @@ namespace {
 constexpr const char* kLaneNames[] = {"CPU thread", "GPU", "H2D copies", "D2H copies"};
 constexpr int kLanesPerKind = 10000;  // lane number = kind * kLanesPerKind + thread, which also sorts them
 
-int number(const Lane& lane) { return lane.kind * kLanesPerKind + lane.thread; }
+int number(const Lane& lane) {
+  return lane.kind * kLanesPerKind + lane.thread;
+}
 
 }  // namespace
 
@@ -48,22 +50,24 @@ void Trace::write(const std::string& path) const {
   const char* comma = "";
   for (const int lane : lanes) {
     const int kind = lane / kLanesPerKind;
-    out << comma << R"({"ph": "M", "name": "thread_name", "pid": 1, "tid": )" << lane << R"(, "args": {"name": ")"
-        << kLaneNames[kind];
+    out << comma << R"({"ph": "M", "name": "thread_name", "pid": 1, "tid": )" << lane
+        << R"(, "args": {"name": ")" << kLaneNames[kind];
     if (kind == Lane::cpu) out << ' ' << lane % kLanesPerKind;
     out << "\"}}";
     comma = ",\n";
   }
-  const auto microseconds = [](auto duration) { return std::chrono::duration<double, std::micro>(duration).count(); };
+  const auto microseconds = [](auto duration) {
+    return std::chrono::duration<double, std::micro>(duration).count();
+  };
   for (const TraceEvent& e : all) {
-    out << comma << R"({"ph": "X", "name": ")" << e.name << R"(", "pid": 1, "tid": )" << number(e.lane) << R"(, "ts": )"
-        << microseconds(e.begin - start) << R"(, "dur": )" << microseconds(e.end - e.begin) << R"(, "args": {"layer": )"
-        << e.layer << R"(, "tokens": )" << e.tokens << "}}";
+    out << comma << R"({"ph": "X", "name": ")" << e.name << R"(", "pid": 1, "tid": )" << number(e.lane)
+        << R"(, "ts": )" << microseconds(e.begin - start) << R"(, "dur": )" << microseconds(e.end - e.begin)
+        << R"(, "args": {"layer": )" << e.layer << R"(, "tokens": )" << e.tokens << "}}";
     comma = ",\n";
   }
   out << "\n]}\n";
   out.close();
-  if (!out) throw FileError("cannot write the trace to " + path + ": " + std::strerror(errno));
+  if (!out) throw OutputError("cannot write the trace to " + path + ": " + std::strerror(errno));
 }
 
 }  // namespace moerun

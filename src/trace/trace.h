@@ -1,5 +1,6 @@
-// A timeline of what each resource did, kept in a ring of the latest events and written in Chrome's trace format
-// (chrome://tracing, ui.perfetto.dev). Producers: the engine's compute sections, one at a time. Consumer: write().
+// A timeline of what each resource did, kept in a ring of the latest events and written in Chrome's trace
+// format (chrome://tracing, ui.perfetto.dev). Producers: the engine's compute sections, one at a time.
+// Consumer: write().
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -34,7 +35,7 @@ class Trace {
   // The events kept, oldest first.
   std::vector<TraceEvent> events() const;
 
-  // Writes them as JSON; times in microseconds since the first event kept. Throws FileError.
+  // Writes them as JSON; times in microseconds since the first event kept. Throws OutputError.
   void write(const std::string& path) const;
 
  private:

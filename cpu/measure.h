@@ -1,0 +1,43 @@
+// Measures what this machine can do at most with the kernels' own loads and multiply-adds: the read bandwidth
+// of its memory and its dot-product peak. Called by doctor and the benches.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernel_table.h"
+#include "cpu/team.h"
+
+namespace moerun::cpu {
+
+// One measured rate. Neighbours on the machine only ever slow a repeat down, so `best` is nearest to the
+// machine's own limit, and a wide spread says that the machine was busy.
+struct Figure {
+  double median = 0, best = 0;
+  double spread = 0;  // distance between the quartiles, as a fraction of the median
+  int repeats = 0;
+};
+
+struct DotPeak {
+  DType type = DType::f32;
+  Figure gflop_per_s;  // a multiply-add is two operations
+};
+
+struct Limits {
+  int threads = 1;
+  int64_t buffer_bytes = 0;  // read over and over, each thread its own share
+  Figure read_gb_per_s;      // 1 GB = 1e9 bytes
+  std::vector<DotPeak> dot;  // fp32, and bf16 where the kernels multiply it directly
+};
+
+struct MeasureOptions {
+  int64_t buffer_bytes = int64_t{512} << 20;  // should be several times the last-level cache
+  double seconds = 1.0;                       // of each measurement, all its repeats together
+  int repeats = 9;
+};
+
+// Measures with every thread of `team`. The measurements take turns, one repeat each, so that a disturbance
+// of a second falls on all of them. Throws InvalidArgument on options that make no sense, InvalidState if
+// there is no memory.
+Limits measure_limits(const KernelTable& kernels, const Team& team, const MeasureOptions& options);
+
+}  // namespace moerun::cpu

@@ -1,0 +1,143 @@
+"""from_pretrained: a checkpoint becomes an ordinary transformers model with its experts in the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Set
+from typing import TYPE_CHECKING, Any
+
+from moerun.hf.folder import HUB_OPTIONS, checkpoint_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from moerun import Checkpoint, Engine
+
+MIN_TRANSFORMERS = (5, 7)
+_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+# Arguments of transformers' from_pretrained that cannot work here, and why.
+_REFUSED = {
+    "device_map": "experts are placed by the engine; load first, then move the rest with model.to(device)",
+    "tp_plan": "the engine runs on one machine without tensor parallelism",
+    "tp_size": "the engine runs on one machine without tensor parallelism",
+    "distributed_config": "the engine runs on one machine without tensor parallelism",
+    "quantization_config": "the experts are read as the checkpoint stores them, and the rest in `dtype`",
+    "experts_implementation": "experts run in the engine; transformers' own from_pretrained has the others",
+    "state_dict": "experts are read from the checkpoint's files",
+    "gguf_file": "experts are read from safetensors files",
+    "subfolder": "pass the folder itself as path",
+    "variant": "experts are read from the files that the checkpoint's index names",
+    "output_loading_info": "only the model is returned",
+}
+
+
+def from_pretrained(
+    path: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype | None = None,
+    engine: Engine | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Loads a checkpoint as an ordinary transformers model whose experts live in a moerun engine.
+
+    Experts are never materialised in torch: the engine reads them where they lie in the files. Everything
+    else (generate, streamers, batches, chat templates) is transformers' own. For inference only.
+
+    Parameters
+    ----------
+    path
+        A folder with config.json and safetensors, or a repository id of the Hugging Face hub.
+    dtype
+        What the model computes in outside of the experts: a torch dtype, "fp32", "fp16", "bf16" or a name of
+        transformers'; None takes what the checkpoint was saved in. The experts stay as stored.
+    engine
+        An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
+    options
+        The fields of `moerun.EngineConfig` configure the engine that is made (cpu_threads=8, ...); everything
+        else goes to transformers' `AutoModelForCausalLM.from_pretrained` (attn_implementation="eager", ...).
+
+    Returns
+    -------
+    PreTrainedModel
+        In eval mode; `model.moerun_engine` is the engine.
+
+    Raises
+    ------
+    ImportError
+        transformers is missing or older than 5.7.
+    moerun.CheckpointError
+        No such folder, an unknown family, or a checkpoint that cannot be read.
+    ValueError
+        An argument that cannot work here, such as device_map.
+    """
+    check_transformers()
+    from moerun import Checkpoint, Engine, EngineConfig
+
+    for name in sorted(_REFUSED.keys() & options.keys()):
+        raise ValueError(f"moerun.hf.from_pretrained takes no {name}: {_REFUSED[name]}")
+    hub_options = _take(options, HUB_OPTIONS)
+    engine_options = _take(options, {field.name for field in dataclasses.fields(EngineConfig)})
+    if engine is not None and engine_options:
+        raise ValueError(
+            f"{', '.join(engine_options)} would configure a new engine, but one was passed; "
+            "configure that one"
+        )
+
+    folder = checkpoint_folder(path, **hub_options)
+    checkpoint = Checkpoint(folder)
+    if engine is not None:
+        return _load(folder, checkpoint, engine, dtype, options)
+    engine = Engine(EngineConfig(**engine_options))
+    try:
+        return _load(folder, checkpoint, engine, dtype, options)
+    except BaseException:
+        engine.close()
+        raise
+
+
+def check_transformers() -> None:
+    """Raises ImportError if transformers is missing or too old."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ImportError("moerun.hf needs transformers: pip install 'moerun[hf]'") from error
+    if tuple(map(int, transformers.__version__.split(".")[:2])) < MIN_TRANSFORMERS:
+        wanted = ".".join(map(str, MIN_TRANSFORMERS))
+        raise ImportError(
+            f"moerun.hf needs transformers >= {wanted}, found {transformers.__version__}: "
+            "pip install -U 'moerun[hf]'"
+        )
+
+
+def _take(options: dict[str, Any], names: Set[str]) -> dict[str, Any]:
+    """Moves the options called `names` out of `options`."""
+    return {name: options.pop(name) for name in sorted(names & options.keys())}
+
+
+def _load(
+    folder: str,
+    checkpoint: Checkpoint,
+    engine: Engine,
+    dtype: str | torch.dtype | None,
+    options: dict[str, Any],
+) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    from moerun.hf.experts import IMPLEMENTATION, attach_layers
+    from moerun.hf.quantizer import MoerunConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=_DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype,
+        quantization_config=MoerunConfig(moe_layers=list(checkpoint.moe_layers)),
+        experts_implementation=IMPLEMENTATION,
+        **options,
+    )
+    attach_layers(
+        model, {number: engine.add_layer_from(checkpoint, number) for number in checkpoint.moe_layers}
+    )
+    model.moerun_engine = engine  # type: ignore[assignment]
+    return model

@@ -1,0 +1,32 @@
+"""Fixtures of the adapter's tests: random checkpoints, each saved once per run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from random_checkpoints import save_random_checkpoint
+from transformers.utils import logging
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_and_on_one_thread() -> None:
+    """Tiny models gain nothing from threads and lose much on a busy machine."""
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """random_checkpoint(family, **save_random_checkpoint's options) -> folder. Not to be written to."""
+
+    @functools.cache
+    def saved(family: str, **options: object) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        save_random_checkpoint(family, folder, **options)
+        return folder
+
+    return saved
