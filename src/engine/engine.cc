@@ -54,6 +54,13 @@ Engine::Engine(const EngineOptions& options)
       forward_(cpu::choose_kernels(options.isa),
                options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores) {}
 
+Engine::~Engine() {
+  close();
+  // In the child of a fork the scheduler's thread still counts as waiting: destroying what it waits for would
+  // hang.
+  if (fork_generation_ != cpu::fork_generation()) (void)scheduler_.release();
+}
+
 std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                          std::shared_ptr<void> owner) {
   check_usable();
@@ -67,8 +74,8 @@ void Engine::forward(Layer& layer, const cpu::Batch& batch) {
   check_usable();
   // In the child of a fork, the calling thread may still carry the parent's pool of OpenMP threads, which do
   // not exist here; the scheduler's thread is new and has none.
-  if (fork_generation_ > 0) {
-    const auto job = scheduler_.submit([this, &layer, &batch] { compute(layer, batch); });
+  if (fork_generation_ > 0 && forward_.team().size() > 1) {
+    const auto job = scheduler_->submit([this, &layer, &batch] { compute(layer, batch); });
     while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
     return job->rethrow();
   }
@@ -77,7 +84,7 @@ void Engine::forward(Layer& layer, const cpu::Batch& batch) {
 
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
-  return scheduler_.submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
+  return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
 }
 
 void Engine::compute(Layer& layer, const cpu::Batch& batch) {
@@ -88,6 +95,7 @@ void Engine::compute(Layer& layer, const cpu::Batch& batch) {
 }
 
 EngineStats Engine::stats() const {
+  check_process();
   const std::lock_guard lock(mutex_);
   EngineStats s;
   s.cpu_threads = forward_.team().size();
@@ -97,16 +105,22 @@ EngineStats Engine::stats() const {
   return s;
 }
 
+void Engine::write_trace(const std::string& path) const {
+  check_process();
+  trace_.write(path);
+}
+
 void Engine::close() {
   closed_ = true;
-  if (fork_generation_ == cpu::fork_generation())
-    scheduler_.stop();
-  else
-    scheduler_.abandon();
+  if (fork_generation_ == cpu::fork_generation()) scheduler_->stop();
 }
 
 void Engine::check_usable() const {
   if (closed_) throw InvalidState("the engine is closed; create a new one");
+  check_process();
+}
+
+void Engine::check_process() const {
   if (fork_generation_ != cpu::fork_generation())
     throw InvalidState(
         "this engine was created before fork(), and its threads do not exist in this process; create the "
