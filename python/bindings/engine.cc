@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <deque>
+
 #include "python/bindings/bindings.h"
 #include "src/error.h"
 
@@ -27,32 +29,67 @@ std::shared_ptr<void> hold(py::object owner) {
   });
 }
 
-// Joining the scheduler's thread while holding the GIL could deadlock with hold().
-struct DeleteWithoutGil {
-  void operator()(Engine* engine) const {
+// An engine, and the arrays of submitted batches: they must live until the work is done, also if the caller
+// drops the handle before. Guarded by the GIL.
+class PythonEngine {
+ public:
+  explicit PythonEngine(const EngineOptions& options) : engine_(options) {}
+
+  // Joining the scheduler's thread while holding the GIL could deadlock with hold().
+  ~PythonEngine() {
     const py::gil_scoped_release release;
-    delete engine;
+    engine_.close();
   }
+
+  Engine& operator*() { return engine_; }
+
+  std::shared_ptr<Job> submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch,
+                              py::object arrays) {
+    while (!submitted_.empty() && submitted_.front().first->wait_for(std::chrono::milliseconds(0))) {
+      const auto done =
+          std::move(submitted_.front());  // its arrays go after it left the queue: that may run anything
+      submitted_.pop_front();
+    }
+    const auto job = [&] {
+      const py::gil_scoped_release release;
+      return engine_.submit(layer, batch);
+    }();
+    submitted_.emplace_back(job, std::move(arrays));
+    return job;
+  }
+
+ private:
+  std::deque<std::pair<std::shared_ptr<Job>, py::object>> submitted_;  // in the order of submission, nearly
+  Engine engine_;
 };
 
 MatrixView matrix(const Addresses& addresses, py::ssize_t expert, const Strides& strides) {
   return {reinterpret_cast<const void*>(addresses.at(expert)), strides.first, strides.second};
 }
 
-const float* bias(const Biases& biases, py::ssize_t expert, int64_t size) {
-  if (!biases) return nullptr;
-  if (biases->size() != static_cast<py::ssize_t>(biases->shape(0)) * size)
-    throw InvalidArgument("biases must have one value per row");
-  return biases->data() + expert * size;
+void check_biases(const Biases& biases, const char* name, py::ssize_t experts, int64_t size) {
+  if (!biases || (biases->ndim() == 2 && biases->shape(0) == experts && biases->shape(1) == size)) return;
+  std::string found;
+  for (py::ssize_t d = 0; d < biases->ndim(); ++d)
+    found += (d ? ", " : "") + std::to_string(biases->shape(d));
+  throw InvalidArgument(std::string(name) + " must be [" + std::to_string(experts) + ", " +
+                        std::to_string(size) + "], got [" + found + "]");
 }
 
-std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+const float* bias(const Biases& biases, py::ssize_t expert, int64_t size) {
+  return biases ? biases->data() + expert * size : nullptr;
+}
+
+std::shared_ptr<Layer> add_layer(PythonEngine& engine, int64_t hidden, int64_t inter, int64_t top_k,
                                  DType weights_type, const ActivationSpec& activation, const Addresses& gate,
                                  const Addresses& up, const Addresses& down, const Strides& gate_up_strides,
                                  const Strides& down_strides, const Biases& gate_bias, const Biases& up_bias,
                                  const Biases& down_bias, const py::object& owner) {
   if (gate.size() != up.size() || gate.size() != down.size())
     throw InvalidArgument("gate, up and down must have one address per expert");
+  check_biases(gate_bias, "gate_bias", gate.size(), inter);
+  check_biases(up_bias, "up_bias", gate.size(), inter);
+  check_biases(down_bias, "down_bias", gate.size(), hidden);
   std::vector<ExpertView> experts(gate.size());
   for (py::ssize_t e = 0; e < gate.size(); ++e)
     experts[e] = {.gate = matrix(gate, e, gate_up_strides),
@@ -67,8 +104,8 @@ std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, 
                          .top_k = top_k,
                          .weights_type = weights_type,
                          .activation = activation};
-  return engine.add_layer(shape, std::move(experts),
-                          hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
+  return (*engine).add_layer(shape, std::move(experts),
+                             hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
 }
 
 // (address, type, elements from row to row)
@@ -155,9 +192,9 @@ void bind_engine(py::module_& m) {
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
            py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
 
-  py::class_<Engine, std::unique_ptr<Engine, DeleteWithoutGil>>(m, "Engine")
+  py::class_<PythonEngine>(m, "Engine")
       .def(py::init([](int cpu_threads, std::string isa) {
-             return std::unique_ptr<Engine, DeleteWithoutGil>(new Engine({cpu_threads, std::move(isa)}));
+             return std::make_unique<PythonEngine>(EngineOptions{cpu_threads, std::move(isa)});
            }),
            py::arg("cpu_threads") = 0, py::arg("isa") = "")
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"),
@@ -166,22 +203,26 @@ void bind_engine(py::module_& m) {
            py::arg("down_bias"), py::arg("owner"))
       .def(
           "forward",
-          [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) {
+            (*e).forward(*layer, b);
+          },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"),
-           py::call_guard<py::gil_scoped_release>())
+      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
       .def("stats",
-           [](const Engine& e) {
+           [](PythonEngine& e) {
              EngineStats s;
              {
                const py::gil_scoped_release release;
-               s = e.stats();
+               s = (*e).stats();
              }
              return to_dict(s);
            })
-      .def("write_trace", &Engine::write_trace, py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("closed", &Engine::closed);
+      .def(
+          "write_trace", [](PythonEngine& e, const std::string& path) { (*e).write_trace(path); },
+          py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "close", [](PythonEngine& e) { (*e).close(); }, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
 }
 
 }  // namespace moerun
