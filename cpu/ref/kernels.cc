@@ -41,8 +41,13 @@ uint16_t to_f16(float v) {
 }
 
 float load(const void* data, DType type, int64_t i) {
-  if (type == DType::f32) return static_cast<const float*>(data)[i];
-  uint16_t half;  // weights in a mapped file need not be aligned
+  // Weights in a mapped file need not be aligned.
+  if (type == DType::f32) {
+    float single;
+    std::memcpy(&single, static_cast<const char*>(data) + i * 4, 4);
+    return single;
+  }
+  uint16_t half;
   std::memcpy(&half, static_cast<const char*>(data) + i * 2, 2);
   return type == DType::f16 ? from_f16(half) : from_bf16(half);
 }
