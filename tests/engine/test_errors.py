@@ -1,16 +1,16 @@
-"""What does not fit is refused before any work starts, with a message that says what was expected and what was found."""
+"""What does not fit is refused before any work starts, with a message that says what was expected and what
+was found."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 
+import expert_layers
+import moerun
 import numpy as np
 import pytest
 import torch
-
-import expert_layers
-import moerun
 
 
 @pytest.mark.parametrize(
@@ -56,15 +56,35 @@ def test_layer_spec(small, change: dict, message: str) -> None:
 
 
 WEIGHT_ERRORS = {
-    "missing": (lambda t: {"gate_up": t["gate_up"]}, ValueError, "needs the tensors gate_up, down; got gate_up"),
-    "extra": (lambda t: t | {"gate_up_bias": t["down"]}, ValueError, "bias=False needs the tensors gate_up, down"),
+    "missing": (
+        lambda t: {"gate_up": t["gate_up"]},
+        ValueError,
+        "needs the tensors gate_up, down; got gate_up",
+    ),
+    "extra": (
+        lambda t: t | {"gate_up_bias": t["down"]},
+        ValueError,
+        "bias=False needs the tensors gate_up, down",
+    ),
     "nothing": (lambda t: {}, ValueError, "needs the tensors gate_up, down; got none"),
     "a list": (lambda t: [t["gate_up"]], TypeError, "tensors must be a dict or an ExpertMemory, got list"),
     "a list inside": (lambda t: t | {"down": [[1.0]]}, TypeError, "down must be a torch tensor.*, got list"),
-    "shape": (lambda t: t | {"down": t["down"][:, :, 1:]}, ValueError, r"down must be \[5, 24, 12\], got \[5, 24, 11\]"),
-    "dimensions": (lambda t: t | {"down": t["down"][0]}, ValueError, r"down must be \[5, 24, 12\], got \[24, 12\]"),
+    "shape": (
+        lambda t: t | {"down": t["down"][:, :, 1:]},
+        ValueError,
+        r"down must be \[5, 24, 12\], got \[5, 24, 11\]",
+    ),
+    "dimensions": (
+        lambda t: t | {"down": t["down"][0]},
+        ValueError,
+        r"down must be \[5, 24, 12\], got \[24, 12\]",
+    ),
     "types differ": (lambda t: t | {"down": t["down"].half()}, ValueError, "one type, got fp32 and fp16"),
-    "a type": (lambda t: t | {"down": t["down"].double()}, ValueError, "float32, float16 or bfloat16, got float64"),
+    "a type": (
+        lambda t: t | {"down": t["down"].double()},
+        ValueError,
+        "float32, float16 or bfloat16, got float64",
+    ),
     "byte order": (
         lambda t: t | {"down": t["down"].numpy().astype(">f4")},
         ValueError,
@@ -87,7 +107,9 @@ def test_biases() -> None:
     spec, tensors = expert_layers.spec_of(experts), expert_layers.tensors_of(experts)
     with moerun.Engine(cpu_threads=1) as engine:
         without = {name: tensors[name] for name in ("gate_up", "down")}
-        with pytest.raises(ValueError, match="bias=True needs the tensors gate_up, down, gate_up_bias, down_bias"):
+        with pytest.raises(
+            ValueError, match="bias=True needs the tensors gate_up, down, gate_up_bias, down_bias"
+        ):
             engine.add_layer(spec, without)
         with pytest.raises(ValueError, match=r"gate_up_bias must be \[3, 8\], got \[3, 4\]"):
             engine.add_layer(spec, tensors | {"gate_up_bias": tensors["gate_up_bias"][:, :4]})
@@ -111,8 +133,14 @@ MEMORY_ERRORS = {
     "short rows": ({"gate_up_strides": (23, 1)}, r"strides \(23, 1\) of a \[12, 24\] matrix"),
     "scattered": ({"down_strides": (3, 80)}, r"strides \(3, 80\) of a \[24, 12\] matrix"),
     "negative": ({"down_strides": (-12, 1)}, r"strides \(-12, 1\)"),
-    "biases of fewer experts": ({"gate_bias": np.zeros((1, 12), np.float32)}, "gate_bias must be .5, 12.*got .1, 12"),
-    "biases of fewer rows": ({"down_bias": np.zeros((5, 23), np.float32)}, "down_bias must be .5, 24.*got .5, 23"),
+    "biases of fewer experts": (
+        {"gate_bias": np.zeros((1, 12), np.float32)},
+        "gate_bias must be .5, 12.*got .1, 12",
+    ),
+    "biases of fewer rows": (
+        {"down_bias": np.zeros((5, 23), np.float32)},
+        "down_bias must be .5, 24.*got .5, 23",
+    ),
     "flat biases": ({"up_bias": np.zeros(60, np.float32)}, "up_bias must be .5, 12.*got .60"),
 }
 
@@ -131,7 +159,9 @@ def test_strides_of_a_matrix_with_one_column(small) -> None:
     experts = expert_layers.random_experts(1, 1, 40)
     memory = expert_layers.memory_of(experts, "rows")
     with pytest.raises(ValueError, match=r"strides \(3, 7\)"):
-        small.engine.add_layer(expert_layers.spec_of(experts), dataclasses.replace(memory, gate_up_strides=(3, 7)))
+        small.engine.add_layer(
+            expert_layers.spec_of(experts), dataclasses.replace(memory, gate_up_strides=(3, 7))
+        )
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -140,7 +170,11 @@ def read_only(array: np.ndarray) -> np.ndarray:
 
 
 BATCH_ERRORS = {
-    "x is a list": ({"x": [[1.0]]}, TypeError, "x must be a torch tensor, a numpy array or have __dlpack__, got list"),
+    "x is a list": (
+        {"x": [[1.0]]},
+        TypeError,
+        "x must be a torch tensor, a numpy array or have __dlpack__, got list",
+    ),
     "x is wide": ({"x": torch.ones(7, 25)}, ValueError, r"x must be \[tokens, 24\], got \[7, 25\]"),
     "x is 3-d": ({"x": torch.ones(1, 7, 24)}, ValueError, r"x must be \[tokens, 24\], got \[1, 7, 24\]"),
     "x is a vector": ({"x": torch.ones(24)}, ValueError, r"x must be \[tokens, 24\], got \[24\]"),
@@ -148,29 +182,58 @@ BATCH_ERRORS = {
     "x is double": ({"x": torch.ones(7, 24).double()}, ValueError, "x must be float32, .*, got float64"),
     "x is meta": ({"x": torch.ones(7, 24, device="meta")}, ValueError, "x .* meta device .* no data"),
     "x is sparse": ({"x": torch.ones(7, 24).to_sparse()}, ValueError, "x .* sparse"),
-    "other tokens": ({"ids": torch.zeros(6, 2).long()}, ValueError, r"topk_ids must be \[7, k\] .*, got \[6, 2\]"),
+    "other tokens": (
+        {"ids": torch.zeros(6, 2).long()},
+        ValueError,
+        r"topk_ids must be \[7, k\] .*, got \[6, 2\]",
+    ),
     "flat ids": ({"ids": torch.zeros(7).long()}, ValueError, r"topk_ids must be \[7, k\] .*, got \[7\]"),
-    "ids are floats": ({"ids": torch.zeros(7, 2)}, ValueError, "topk_ids must be int32 or int64, got float32"),
-    "ids are short": ({"ids": torch.zeros(7, 2).short()}, ValueError, "topk_ids must be int32 or int64, got int16"),
+    "ids are floats": (
+        {"ids": torch.zeros(7, 2)},
+        ValueError,
+        "topk_ids must be int32 or int64, got float32",
+    ),
+    "ids are short": (
+        {"ids": torch.zeros(7, 2).short()},
+        ValueError,
+        "topk_ids must be int32 or int64, got int16",
+    ),
     "ids are unsigned": ({"ids": np.zeros((7, 2), np.uint32)}, ValueError, "int32 or int64, got uint32"),
-    "fewer weights": ({"weights": torch.zeros(7, 1)}, ValueError, r"topk_weights must be \[7, 2\] .*, got \[7, 1\]"),
-    "weights are of integers": ({"weights": torch.zeros(7, 2).long()}, ValueError, "topk_weights .*, got int64"),
+    "fewer weights": (
+        {"weights": torch.zeros(7, 1)},
+        ValueError,
+        r"topk_weights must be \[7, 2\] .*, got \[7, 1\]",
+    ),
+    "weights are of integers": (
+        {"weights": torch.zeros(7, 2).long()},
+        ValueError,
+        "topk_weights .*, got int64",
+    ),
     "weights are missing": ({"weights": None}, TypeError, "topk_weights .*, got NoneType"),
     "out is wide": ({"out": torch.ones(7, 25)}, ValueError, r"out must be \[7, 24\], got \[7, 25\]"),
     "out has other tokens": ({"out": torch.ones(8, 24)}, ValueError, r"out must be \[7, 24\], got \[8, 24\]"),
-    "out is of integers": ({"out": torch.ones(7, 24).int()}, ValueError, "out must be float32, .*, got int32"),
+    "out is of integers": (
+        {"out": torch.ones(7, 24).int()},
+        ValueError,
+        "out must be float32, .*, got int32",
+    ),
     "out is a list": ({"out": [1]}, TypeError, "out must be .*, got list"),
     "out is meta": ({"out": torch.ones(7, 24, device="meta")}, ValueError, "out .* meta device .* no data"),
     "out is read-only": ({"out": read_only(np.zeros((7, 24), np.float32))}, ValueError, "out is read-only"),
     "out repeats": ({"out": torch.zeros(1, 24).expand(7, 24)}, ValueError, "out .* more than one element"),
-    "out wants gradients": ({"out": torch.zeros(7, 24, requires_grad=True)}, ValueError, "out .* requires grad"),
+    "out wants gradients": ({"out": torch.zeros(7, 24, requires_grad=True)}, ValueError, "out requires grad"),
 }
 
 
 @pytest.mark.parametrize("case", BATCH_ERRORS)
 def test_batches(small, case: str) -> None:
     change, error, message = BATCH_ERRORS[case]
-    arguments = {"x": small.batch.x, "ids": small.batch.ids, "weights": small.batch.weights, "out": None} | change
+    arguments = {
+        "x": small.batch.x,
+        "ids": small.batch.ids,
+        "weights": small.batch.weights,
+        "out": None,
+    } | change
     before = small.engine.stats()["layers"][0]["batches"]
     x, ids, weights, out = arguments.values()
     with pytest.raises(error, match=message):

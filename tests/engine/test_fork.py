@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from child_process import check_python
 
 SET_UP = """
@@ -35,7 +34,7 @@ SET_UP = """
                 sys.stderr.flush()
                 os._exit(status)
         status = os.waitpid(process, 0)[1]
-        assert status == 0, f"the child ended with {{status}}" + (" (it hung)" if status == signal.SIGALRM else "")
+        assert status == 0, f"the child ended with {{status}}; {{int(signal.SIGALRM)}} means that it hung"
     """
 WITH_TORCH = SET_UP.format(imports="import torch\n    torch.ones(1000, 1000) @ torch.ones(1000, 1000)")
 WITHOUT_TORCH = SET_UP.format(imports="")
@@ -51,7 +50,10 @@ PARENT = """
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("set_up", [WITH_TORCH, WITHOUT_TORCH], ids=["torch", "plain"])
 def test_the_parents_engine_says_that_it_cannot_be_used(set_up: str, threads: int) -> None:
-    program = set_up + PARENT.format(threads=threads) + """
+    program = (
+        set_up
+        + PARENT.format(threads=threads)
+        + """
     def work():
         for use in (
             lambda: layer.forward(x, ids, weights),
@@ -69,36 +71,45 @@ def test_the_parents_engine_says_that_it_cannot_be_used(set_up: str, threads: in
     assert (layer.forward(x, ids, weights) == expected).all()
     assert (layer.submit(x, ids, weights).wait() == expected).all()
     """
+    )
     check_python(program)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("set_up", [WITH_TORCH, WITHOUT_TORCH], ids=["torch", "plain"])
 def test_an_engine_made_in_the_child_works(set_up: str, threads: int) -> None:
-    program = set_up + PARENT.format(threads=threads) + f"""
+    program = (
+        set_up
+        + PARENT.format(threads=threads)
+        + f"""
     def work():
         child_engine = moerun.Engine(cpu_threads={threads})
         child_layer = layer_of(child_engine)
         for _ in range(5):
             assert (child_layer.forward(x, ids, weights) == expected).all()
             assert (child_layer.submit(x, ids, weights).wait() == expected).all()
-        in_child(lambda: layer_of(moerun.Engine(cpu_threads={threads})).forward(x, ids, weights))  # and its own child
+        # and its own child
+        in_child(lambda: layer_of(moerun.Engine(cpu_threads={threads})).forward(x, ids, weights))
         child_engine.close()
 
     in_child(work)
     assert (layer.forward(x, ids, weights) == expected).all()
     """
+    )
     check_python(program)
 
 
 @pytest.mark.parametrize(
     "goodbye",
-    ["engine.close()", "engine.close(); forget()", "forget()", "engine.stats(); sys.exit(0)"],
+    ["engine.close()", "engine.close(); forget()", "forget()", "sys.exit(0)"],
     ids=["close", "close and forget", "forget", "exit"],
 )
 def test_the_child_may_drop_the_parents_engine(goodbye: str) -> None:
     """Its scheduler's thread, and who waits for what, stayed in the parent."""
-    program = WITHOUT_TORCH + PARENT.format(threads=2) + f"""
+    program = (
+        WITHOUT_TORCH
+        + PARENT.format(threads=2)
+        + f"""
     def forget():
         global engine, layer, handle
         del engine, layer, handle
@@ -110,15 +121,19 @@ def test_the_child_may_drop_the_parents_engine(goodbye: str) -> None:
         {goodbye}
     else:
         status = os.waitpid(process, 0)[1]
-        assert status == 0, f"the child ended with {{status}}" + (" (it hung)" if status == signal.SIGALRM else "")
+        assert status == 0, f"the child ended with {{status}}; {{int(signal.SIGALRM)}} means that it hung"
         assert (layer.submit(x, ids, weights).wait() == expected).all()
     """
+    )
     check_python(program)
 
 
 def test_fork_while_another_thread_computes() -> None:
     """Locks may be held at that moment by threads that the child does not have."""
-    program = WITHOUT_TORCH + PARENT.format(threads=2) + """
+    program = (
+        WITHOUT_TORCH
+        + PARENT.format(threads=2)
+        + """
     import threading
     stop = threading.Event()
 
@@ -146,11 +161,15 @@ def test_fork_while_another_thread_computes() -> None:
         stop.set()
         busy.join()
     """
+    )
     check_python(program)
 
 
 def test_multiprocessing_with_fork() -> None:
-    program = WITHOUT_TORCH + PARENT.format(threads=2) + """
+    program = (
+        WITHOUT_TORCH
+        + PARENT.format(threads=2)
+        + """
     import multiprocessing
 
     def work(n):
@@ -159,4 +178,5 @@ def test_multiprocessing_with_fork() -> None:
     with multiprocessing.get_context("fork").Pool(2) as pool:
         assert pool.map(work, range(4)) == [expected.sum()] * 4
     """
+    )
     check_python(program)

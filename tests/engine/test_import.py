@@ -16,8 +16,10 @@ def test_importing_and_using_with_numpy_loads_no_framework() -> None:
         import numpy as np
         engine = moerun.Engine(cpu_threads=2)
         weights = np.ones((2, 8, 4), np.float32)
-        layer = engine.add_layer(moerun.LayerSpec(2, 4, 4, top_k=1), {"gate_up": weights, "down": weights[:, :4]})
-        y = layer.forward(np.ones((3, 4), np.float32), np.zeros((3, 1), np.int64), np.ones((3, 1), np.float32))
+        spec = moerun.LayerSpec(2, 4, 4, top_k=1)
+        layer = engine.add_layer(spec, {"gate_up": weights, "down": weights[:, :4]})
+        ids = np.zeros((3, 1), np.int64)
+        y = layer.forward(np.ones((3, 4), np.float32), ids, np.ones((3, 1), np.float32))
         assert y.shape == (3, 4) and np.isfinite(y).all()
         assert not frameworks & sys.modules.keys(), frameworks & sys.modules.keys()
         """

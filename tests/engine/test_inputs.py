@@ -1,16 +1,16 @@
-"""The kinds of arrays that a layer takes: torch, numpy, DLPack, views of any strides, empty ones; and out=."""
+"""The kinds of arrays that a layer takes: torch, numpy, DLPack, views of any strides, empty ones; and
+out=."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pytest
-import torch
-
 import expert_layers
 import moerun
+import numpy as np
 import oracle
+import pytest
+import torch
 
 
 class OnlyDlpack:
@@ -42,7 +42,9 @@ def test_dlpack(small) -> None:
     assert torch.equal(torch.from_dlpack(got), small.output)
 
 
-@pytest.mark.parametrize("wrap", [lambda t: t, lambda t: t.numpy(), OnlyDlpack], ids=["torch", "numpy", "DLPack"])
+@pytest.mark.parametrize(
+    "wrap", [lambda t: t, lambda t: t.numpy(), OnlyDlpack], ids=["torch", "numpy", "DLPack"]
+)
 def test_out_of_every_kind(small, wrap) -> None:
     memory = torch.full_like(small.output, float("nan"))
     out = wrap(memory)
@@ -131,7 +133,9 @@ def test_strides_of_dimensions_of_one_do_not_matter(num_experts: int, hidden: in
         expected = engine.add_layer(spec, plain).forward(*batch)
         for stride in (0, 1, 2, 3, 50):
             odd = {
-                name: t.as_strided(t.shape, [stride if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)])
+                name: t.as_strided(
+                    t.shape, [stride if n == 1 else s for n, s in zip(t.shape, t.stride(), strict=True)]
+                )
                 for name, t in plain.items()
             }
             assert torch.equal(engine.add_layer(spec, odd).forward(*batch), expected)
@@ -195,7 +199,8 @@ def test_out_may_be_x(small) -> None:
 
 
 def test_out_may_overlap_x() -> None:
-    """More tokens than one part of a batch has, so that outputs are written while inputs are still to be read."""
+    """More tokens than one part of a batch has, so that outputs are written while inputs are still to be
+    read."""
     experts = expert_layers.random_experts(2, 64, 8)
     batch = expert_layers.random_batch(5000, 64, 2, top_k=2)
     ids = batch.ids.repeat(1, 32)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import gc
 import weakref
 
-import numpy as np
-import torch
-
 import expert_layers
 import moerun
+import numpy as np
+import torch
 from child_process import check_python
 
 
@@ -47,8 +46,9 @@ def test_closing_keeps_the_tensors_of_pending_work(small) -> None:
 
 
 def test_arrays_of_a_forgotten_handle_live_until_the_work_is_done() -> None:
-    """The first batch keeps the engine busy, so the second is still to come when its handle and arrays are dropped."""
-    size, tokens = 512, 256
+    """The first batch keeps the engine busy, so the second is still to come when its handle and arrays are
+    dropped."""
+    size, tokens = 512, 1024
     weights = np.zeros((1, 2 * size, size), np.float32)
     engine = moerun.Engine(cpu_threads=1, isa="ref")
     layer = engine.add_layer(
@@ -63,7 +63,6 @@ def test_arrays_of_a_forgotten_handle_live_until_the_work_is_done() -> None:
     watched = [weakref.ref(a) for a in arrays]
     layer.submit(*arrays)
     del arrays
-    gc.collect()
     alive = [ref() is not None for ref in watched]
     assert not busy.done(), "the first batch was too short for this test"
     assert all(alive)
@@ -104,7 +103,8 @@ END_WITH_PENDING_WORK = """
     size, tokens = 256, 64
     weights = np.zeros((1, 2 * size, size), np.float32)
     engine = moerun.Engine(cpu_threads={threads}, isa="ref")
-    layer = engine.add_layer(moerun.LayerSpec(1, size, size, top_k=1), {{"gate_up": weights, "down": weights[:, :size]}})
+    spec = moerun.LayerSpec(1, size, size, top_k=1)
+    layer = engine.add_layer(spec, {{"gate_up": weights, "down": weights[:, :size]}})
     def submit():
         return layer.submit(np.zeros((tokens, size), np.float32), np.zeros((tokens, 1), np.int64),
                             np.zeros((tokens, 1), np.float32))

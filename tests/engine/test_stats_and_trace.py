@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
-import pytest
-import torch
-
 import expert_layers
 import moerun
+import pytest
+import torch
 
 
 def test_counts(small) -> None:
@@ -64,7 +64,9 @@ def test_a_trace_without_events(small, tmp_path) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_lane_per_thread(small, tmp_path, threads: int) -> None:
     with moerun.Engine(cpu_threads=threads) as engine:
-        layers = [engine.add_layer(small.layer.spec, expert_layers.tensors_of(small.experts)) for _ in range(2)]
+        layers = [
+            engine.add_layer(small.layer.spec, expert_layers.tensors_of(small.experts)) for _ in range(2)
+        ]
         for _ in range(30):
             for layer in layers:
                 layer.forward(*small.batch)
@@ -82,7 +84,7 @@ def test_a_lane_per_thread(small, tmp_path, threads: int) -> None:
     for lane in names:
         spans = sorted((e["ts"], e["ts"] + e["dur"]) for e in work if e["tid"] == lane)
         # Times are written to a thousandth of a microsecond.
-        assert all(b[0] >= a[1] - 0.002 for a, b in zip(spans, spans[1:], strict=False)), "events of a thread overlap"
+        assert all(b[0] >= a[1] - 0.002 for a, b in itertools.pairwise(spans)), "events of a thread overlap"
 
 
 def test_the_ring_keeps_the_newest(tmp_path) -> None:

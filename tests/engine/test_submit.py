@@ -5,13 +5,12 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
-import pytest
-import torch
-
 import expert_layers
 import moerun
+import numpy as np
 import oracle
+import pytest
+import torch
 from child_process import check_python
 
 
@@ -26,7 +25,9 @@ def test_waiting_twice_gives_the_same_result(small) -> None:
     assert handle.wait() is handle.wait()
 
 
-@pytest.mark.parametrize("make", [torch.zeros, lambda shape: np.zeros(shape, np.float32)], ids=["torch", "numpy"])
+@pytest.mark.parametrize(
+    "make", [torch.zeros, lambda shape: np.zeros(shape, np.float32)], ids=["torch", "numpy"]
+)
 def test_wait_copies_into_out(small, make) -> None:
     out = make((7, 24))
     assert small.layer.submit(*small.batch).wait(out) is out
@@ -49,7 +50,9 @@ def test_batches_run_in_the_order_of_submission(small) -> None:
 
 def test_two_layers_and_forward_in_between(small) -> None:
     other_experts = expert_layers.random_experts(3, 30, 50, activation="relu2", seed=5)
-    other = small.engine.add_layer(expert_layers.spec_of(other_experts), expert_layers.tensors_of(other_experts))
+    other = small.engine.add_layer(
+        expert_layers.spec_of(other_experts), expert_layers.tensors_of(other_experts)
+    )
     other_batch = expert_layers.random_batch(20, 30, 3, top_k=1)
     expected = oracle.layer(other_experts, *other_batch)
     handles = []
@@ -63,7 +66,7 @@ def test_two_layers_and_forward_in_between(small) -> None:
 
 def test_an_error_comes_out_of_wait_and_the_engine_stays_usable() -> None:
     """The workspace of a batch does not fit into the address space that the process may have."""
-    check_python(
+    printed = check_python(
         """
         import resource
         import numpy as np
@@ -98,7 +101,8 @@ def test_an_error_comes_out_of_wait_and_the_engine_stays_usable() -> None:
         assert engine.stats()["layers"][0]["batches"] == 3
         print("usable")
         """
-    ) == "MemoryError\nMemoryError\nMemoryError\nusable\n"  # fmt: skip
+    )
+    assert printed == "MemoryError\nMemoryError\nMemoryError\nusable\n"
 
 
 def test_several_python_threads_at_once(small) -> None:
@@ -140,18 +144,20 @@ def test_close_finishes_what_was_submitted(small) -> None:
 
 
 def test_close_from_several_threads_while_others_compute() -> None:
-    """Calls either give the right result or say that the engine is closed."""
-    experts = expert_layers.random_experts(5, 24, 12, seed=31)
-    batch = expert_layers.random_batch(7, 24, 5, top_k=2, seed=32)
-    for _ in range(30):
-        engine = moerun.Engine(cpu_threads=2)
-        layer = engine.add_layer(expert_layers.spec_of(experts, 2), expert_layers.tensors_of(experts))
-        expected = layer.forward(*batch)
-        started = threading.Barrier(5)
+    """Calls either give the right result or say that the engine is closed; nothing hangs."""
+    check_python(
+        """
+        import threading
+        from concurrent.futures import ThreadPoolExecutor
+        import torch
+        import expert_layers, moerun
 
-        def compute(layer=layer, expected=expected, started=started) -> None:
+        experts = expert_layers.random_experts(5, 24, 12, seed=31)
+        batch = expert_layers.random_batch(7, 24, 5, top_k=2, seed=32)
+
+        def compute(layer, expected, started):
             started.wait()
-            for _ in range(1000):
+            while True:
                 try:
                     pending = layer.submit(*batch)
                     assert torch.equal(layer.forward(*batch), expected)
@@ -160,28 +166,37 @@ def test_close_from_several_threads_while_others_compute() -> None:
                     return
                 assert torch.equal(pending.wait(), expected)
 
-        def close(engine=engine, started=started) -> None:
+        def close(engine, started):
             started.wait()
             engine.close()
 
-        with ThreadPoolExecutor(5) as pool:
-            for done in [pool.submit(f) for f in (compute, compute, close, close, close)]:
-                done.result()
+        for _ in range(30):
+            engine = moerun.Engine(cpu_threads=2)
+            layer = engine.add_layer(expert_layers.spec_of(experts, 2), expert_layers.tensors_of(experts))
+            expected = layer.forward(*batch)
+            started = threading.Barrier(5)
+            with ThreadPoolExecutor(5) as pool:
+                work = [pool.submit(compute, layer, expected, started) for _ in range(2)]
+                work += [pool.submit(close, engine, started) for _ in range(3)]
+                for done in work:
+                    done.result()
+        """
+    )
 
 
 def test_ctrl_c_interrupts_a_wait() -> None:
-    """SIGINT arrives while work that takes minutes is going on. The reference kernels are slow enough for that."""
+    """SIGINT arrives while work that takes minutes is going on; the reference kernels are slow enough."""
     check_python(
         """
         import os, signal, threading
         import numpy as np
         import moerun
 
-        size = 4096
+        size, tokens = 4096, 4096
         weights = np.zeros((1, 2 * size, size), np.float32)
         engine = moerun.Engine(cpu_threads=1, isa="ref")
-        layer = engine.add_layer(moerun.LayerSpec(1, size, size, top_k=1), {"gate_up": weights, "down": weights[:, :size]})
-        tokens = 4096
+        spec = moerun.LayerSpec(1, size, size, top_k=1)
+        layer = engine.add_layer(spec, {"gate_up": weights, "down": weights[:, :size]})
         handle = layer.submit(np.zeros((tokens, size), np.float32), np.zeros((tokens, 1), np.int64),
                               np.zeros((tokens, 1), np.float32))
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -189,7 +204,7 @@ def test_ctrl_c_interrupts_a_wait() -> None:
             handle.wait()
         except KeyboardInterrupt:
             assert not handle.done()
-            print("interrupted", flush=True)
             os._exit(0)  # nobody waits for the minutes
+        raise SystemExit("was not interrupted")
         """
     )

@@ -1,9 +1,9 @@
-"""cpu_threads to the letter, and idle threads park. Counted in child processes, where nobody else starts threads."""
+"""cpu_threads to the letter, and idle threads park. Counted in child processes, where nobody else starts
+threads."""
 
 from __future__ import annotations
 
 import pytest
-
 from child_process import check_python
 
 SET_UP = """
@@ -39,7 +39,9 @@ NO_BLAS_THREADS = {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_forward_adds_cpu_threads_less_the_calling_one(count: int) -> None:
-    program = SET_UP + f"""
+    program = (
+        SET_UP
+        + f"""
     engine = moerun.Engine(cpu_threads={count})
     layer = layer_of(engine)
     assert threads() == before, "an idle engine has threads"
@@ -48,11 +50,14 @@ def test_forward_adds_cpu_threads_less_the_calling_one(count: int) -> None:
         assert threads() == before + {count} - 1, (threads(), before)
     assert engine.stats()["cpu_threads"] == {count}
     """
+    )
     check_python(program, **NO_BLAS_THREADS)
 
 
 def test_submit_adds_the_scheduler_and_close_ends_it() -> None:
-    program = SET_UP + """
+    program = (
+        SET_UP
+        + """
     engine = moerun.Engine(cpu_threads=1)
     layer = layer_of(engine)
     layer.submit(x, ids, weights).wait()
@@ -60,13 +65,16 @@ def test_submit_adds_the_scheduler_and_close_ends_it() -> None:
     engine.close()
     assert threads() == before, threads()
     """
+    )
     check_python(program, **NO_BLAS_THREADS)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_idle_threads_use_no_time(count: int) -> None:
     """One tick is 10 ms; a thread that spins would use about 50 of them while we sleep."""
-    program = SET_UP + f"""
+    program = (
+        SET_UP
+        + f"""
     engine = moerun.Engine(cpu_threads={count})
     layer = layer_of(engine)
     for _ in range(5):
@@ -78,12 +86,15 @@ def test_idle_threads_use_no_time(count: int) -> None:
     used = cpu_ticks() - start
     assert used <= 5, f"{{used}} ticks in half a second of idleness"
     """
+    )
     check_python(program, **NO_BLAS_THREADS)
 
 
 def test_every_thread_takes_part() -> None:
     """The timeline has one lane for each thread."""
-    program = SET_UP + """
+    program = (
+        SET_UP
+        + """
     import json, tempfile
     engine = moerun.Engine(cpu_threads=3, isa="ref")
     layer = layer_of(engine)
@@ -95,13 +106,17 @@ def test_every_thread_takes_part() -> None:
     lanes = {e["tid"] for e in events if e["ph"] == "X"}
     assert len(lanes) == 3, lanes
     """
+    )
     check_python(program, **NO_BLAS_THREADS)
 
 
 def test_by_default_all_usable_cores() -> None:
-    program = SET_UP + """
+    program = (
+        SET_UP
+        + """
     assert moerun.Engine().stats()["cpu_threads"] <= len(os.sched_getaffinity(0))
     """
+    )
     check_python(program)
 
 
@@ -117,7 +132,9 @@ def test_affinity_is_respected() -> None:
 
 def test_torchs_threads_and_ours_share_one_pool() -> None:
     """torch's regions and ours use the same OpenMP runtime: the process has one libgomp."""
-    program = SET_UP + """
+    program = (
+        SET_UP
+        + """
     import torch
     torch.set_num_threads(2)
     engine = moerun.Engine(cpu_threads=2)
@@ -128,7 +145,8 @@ def test_torchs_threads_and_ours_share_one_pool() -> None:
         torch.relu(torch.ones(1 << 20))
         layer.forward(x, ids, weights)
     with open("/proc/self/maps") as maps:
-        runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line or "libomp" in line}
-    assert len(runtimes) == 1, runtimes
+        runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line or "libomp"
+        in line} assert len(runtimes) == 1, runtimes
     """
+    )
     check_python(program)
