@@ -145,8 +145,9 @@ def test_torchs_threads_and_ours_share_one_pool() -> None:
         torch.relu(torch.ones(1 << 20))
         layer.forward(x, ids, weights)
     with open("/proc/self/maps") as maps:
-        runtimes = {line.split()[-1] for line in maps if "libgomp" in line or "libiomp" in line or "libomp"
-        in line} assert len(runtimes) == 1, runtimes
+        files = {line.split()[-1] for line in maps}
+    runtimes = {f for f in files if any(name in f for name in ("libgomp", "libiomp", "libomp"))}
+    assert len(runtimes) == 1, runtimes
     """
     )
     check_python(program)
