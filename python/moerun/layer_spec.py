@@ -78,9 +78,7 @@ class LayerSpec:
                 f"LayerSpec.activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}"
             )
         if self.quant is not None and self.quant not in WEIGHT_FORMATS:
-            raise ValueError(
-                f"LayerSpec.quant {self.quant!r} is unknown; known: {', '.join(WEIGHT_FORMATS)}"
-            )
+            raise ValueError(f"LayerSpec.quant {self.quant!r} is unknown; known: {', '.join(WEIGHT_FORMATS)}")
 
 
 @dataclass(frozen=True)

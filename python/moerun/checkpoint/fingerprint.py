@@ -32,7 +32,9 @@ def fingerprint(tensors: Iterable[TensorInfo], content: Callable[[TensorInfo], n
     digest = hashlib.blake2b(digest_size=16)
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
     for tensor in ordered:
-        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.file.name} {tensor.offset}\n".encode())
+        digest.update(
+            f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.file.name} {tensor.offset}\n".encode()
+        )
     for file in sorted({tensor.file for tensor in ordered}):
         digest.update(_file_state(file))
     total = sum(tensor.nbytes for tensor in ordered)
