@@ -4,6 +4,7 @@ threads."""
 from __future__ import annotations
 
 import pytest
+
 from child_process import check_python
 
 SET_UP = """

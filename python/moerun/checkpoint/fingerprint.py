@@ -1,8 +1,8 @@
-"""A short name for the content of some tensors, which changes when they do: the key of what is cached from them.
+"""A short name for the content of some tensors, which changes when they do: the key of a cache.
 
-Reading all bytes would take as long as what the cache is to save. So it covers every tensor's name, dtype, shape
-and place, size and time of change of the files, and samples of the content: a file that was replaced, edited or
-downloaded again has another time, and one that was restored with its old time still has other bytes.
+Reading all bytes would take as long as what the cache is to save. So it covers every tensor's name, dtype,
+shape and place, size and time of change of the files, and samples of the content: a file that was replaced,
+edited or downloaded again has another time, and one that was restored with its old time still has other bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def fingerprint(tensors: Iterable[TensorInfo], content: Callable[[TensorInfo], n
     for tensor in ordered:
         while wanted and wanted[0] < begin + tensor.nbytes:
             start = wanted.pop(0) - begin
-            digest.update(content(tensor)[start : start + _SAMPLE_BYTES])
+            digest.update(content(tensor)[start : start + _SAMPLE_BYTES].tobytes())
         begin += tensor.nbytes
     return digest.hexdigest()
 
