@@ -18,6 +18,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 SOURCES = {
     "cpu/ref/kernels.cc": ["-ffp-contract=off"],
     "cpu/avx2/kernels.cc": ["-mavx2", "-mfma", "-mf16c"],
+    "cpu/activations.cc": [],
     "cpu/cpu_info.cc": [],
     "cpu/grouping.cc": [],
     "cpu/moe_forward.cc": [],
