@@ -96,12 +96,15 @@ class Splitter {
  public:
   Plan split(const py::object& loads, const py::object& resident, const CostModel& cost,
              const std::string& method, double shared_gpu_us, bool allow_fraction,
-             std::optional<bool> prefill) {
+             std::optional<bool> prefill, bool partial_copy) {
     IntArray keep_loads;
     BoolArray keep_resident;
     const policy::SplitRequest request{loads_of(loads, keep_loads),
-                                       flags_of(resident, "resident", keep_resident), cost, shared_gpu_us,
-                                       allow_fraction};
+                                       flags_of(resident, "resident", keep_resident),
+                                       cost,
+                                       shared_gpu_us,
+                                       allow_fraction,
+                                       partial_copy};
     const auto phase = !prefill   ? policy::Phase::unknown
                        : *prefill ? policy::Phase::prefill
                                   : policy::Phase::decode;
@@ -202,6 +205,7 @@ void bind_split(py::module_& m) {
       .def_property_readonly("gpu", [](const Plan& p) { return array_of(p.gpu); })
       .def_property_readonly("copy", [](const Plan& p) { return array_of(p.copy); })
       .def_property_readonly("cpu_fraction", [](const Plan& p) { return array_of(p.cpu_fraction); })
+      .def_property_readonly("copy_fraction", [](const Plan& p) { return array_of(p.copy_fraction); })
       .def_readonly("makespan_us", &Plan::makespan_us)
       .def_property_readonly("cpu_intervals", [](const Plan& p) { return tuples_of(p.cpu_intervals); })
       .def_property_readonly("gpu_intervals", [](const Plan& p) { return tuples_of(p.gpu_intervals); })
@@ -210,7 +214,7 @@ void bind_split(py::module_& m) {
       .def(py::init<>())
       .def("split", &Splitter::split, py::arg("loads"), py::arg("resident"), py::arg("cost"),
            py::arg("method") = "balanced", py::arg("shared_gpu_us") = 0.0, py::arg("allow_fraction") = true,
-           py::arg("prefill") = std::nullopt);
+           py::arg("prefill") = std::nullopt, py::arg("partial_copy") = false);
   m.def("hybrimoe_order", &hybrimoe_order, py::arg("loads"), py::arg("resident"), py::arg("cost"),
         py::arg("shared_gpu_us") = 0.0);
   m.attr("METHODS") = py::tuple(py::cast(policy::split_method_names()));

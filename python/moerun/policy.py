@@ -8,23 +8,40 @@ from __future__ import annotations
 
 from numpy.typing import ArrayLike
 
-from ._core import policy as _policy
+from moerun._core.policy import (
+    CACHE_POLICIES,
+    MAX_DISTANCE,
+    METHODS,
+    CacheValues,
+    Calibration,
+    CostModel,
+    MrsScore,
+    Plan,
+    PrefetchConfidence,
+    Splitter,
+    fit,
+    hybrimoe_order,
+    prefetch,
+    refresh,
+)
 
-METHODS: tuple[str, ...] = _policy.METHODS
-CACHE_POLICIES: tuple[str, ...] = _policy.CACHE_POLICIES
-
-CostModel = _policy.CostModel
-Calibration = _policy.Calibration
-Plan = _policy.Plan
-Splitter = _policy.Splitter
-MrsScore = _policy.MrsScore
-CacheValues = _policy.CacheValues
-PrefetchConfidence = _policy.PrefetchConfidence
-MAX_DISTANCE: int = _policy.MAX_DISTANCE
-fit = _policy.fit
-refresh = _policy.refresh
-hybrimoe_order = _policy.hybrimoe_order
-prefetch = _policy.prefetch
+__all__ = [
+    "CACHE_POLICIES",
+    "MAX_DISTANCE",
+    "METHODS",
+    "CacheValues",
+    "Calibration",
+    "CostModel",
+    "MrsScore",
+    "Plan",
+    "PrefetchConfidence",
+    "Splitter",
+    "fit",
+    "hybrimoe_order",
+    "prefetch",
+    "refresh",
+    "split",
+]
 
 
 def split(
@@ -35,6 +52,7 @@ def split(
     shared_gpu_us: float = 0.0,
     allow_fraction: bool = True,
     prefill: bool | None = None,
+    partial_copy: bool = False,
 ) -> Plan:
     """Decide which experts of a layer run on the CPU, which on the GPU, and which are copied there first.
 
@@ -56,12 +74,17 @@ def split(
     prefill
         Only "static" asks, for it copies in prefill only. None: at least two tokens per active expert.
 
+    partial_copy
+        Of a divided expert that is not resident, copy only the part that the GPU runs, as the last copy.
+        Otherwise it is copied whole.
+
     Returns
     -------
     Plan
         ``cpu``, ``gpu``, ``copy`` (ids in order; copied experts are in ``gpu`` too), ``cpu_fraction`` beside
-        ``cpu`` (1.0, or the share of the one divided expert, which is in ``gpu`` too), ``makespan_us``, and
-        ``cpu_intervals``, ``gpu_intervals``, ``copy_intervals``: lists of (id, begin_us, end_us).
+        ``cpu`` (1.0, or the share of the one divided expert, which is in ``gpu`` too), ``copy_fraction``
+        beside ``copy`` (1.0 but for a partial copy), ``makespan_us``, and ``cpu_intervals``,
+        ``gpu_intervals``, ``copy_intervals``: lists of (id, begin_us, end_us).
 
     Raises
     ------
@@ -70,4 +93,6 @@ def split(
     TypeError
         ``loads`` that are not integers.
     """
-    return Splitter().split(loads, resident, cost, method, shared_gpu_us, allow_fraction, prefill)
+    return Splitter().split(
+        loads, resident, cost, method, shared_gpu_us, allow_fraction, prefill, partial_copy
+    )

@@ -25,11 +25,12 @@ class Search {
       : cost_(request.cost),
         shared_us_(request.shared_gpu_us),
         fraction_(request.allow_fraction),
+        partial_copy_(request.partial_copy),
         cached_(scratch.cached),
         uncached_(scratch.uncached),
         makespan_(request, scratch.cached, scratch.uncached),
         scratch_(scratch),
-        split_gain_us_(fraction_ ? makespan_.split_gain_us() : 0),
+        division_gain_us_(fraction_ ? makespan_.division_gain_us() : 0),
         best_us_(limit_us) {}
 
   // Fills the choice if something beats the limit.
@@ -48,16 +49,17 @@ class Search {
   void try_sets(const Window& copied, const Window& stolen);
   void keep(const Window& copied, const Window& stolen, SplitSide side, int32_t position, double share,
             double us);
-  bool promising(double bound_us) const { return bound_us - split_gain_us_ < best_us_; }
+  bool promising(double bound_us) const { return bound_us - division_gain_us_ < best_us_; }
 
   const CostModel& cost_;
   const double shared_us_;
   const bool fraction_;
+  const bool partial_copy_;
   const SortedLoads& cached_;
   const SortedLoads& uncached_;
   const Makespan makespan_;
   BalancedScratch& scratch_;
-  const double split_gain_us_;
+  const double division_gain_us_;
   double best_us_;
   Window best_copied_, best_stolen_;
 };
@@ -109,10 +111,15 @@ void Search::run() {
   const auto reached = static_cast<int32_t>(bounds.size());
   // All on the GPU saves cpu_first_us: a jump that the walk does not see.
   if (reached == uncached_.size() + 1) try_sets(uncached_.heaviest(uncached_.size()), cached_.heaviest(0));
+  // A piece after k whole copies lies between k and k + 1 of them.
+  const auto worth_trying = [&](int32_t k) {
+    if (!partial_copy_) return promising(bounds[k]);
+    return k + 1 == reached || promising(std::min(bounds[k], bounds[k + 1]));
+  };
   for (const int32_t step : {1, -1}) {
     int32_t idle = 0;
     for (int32_t k = step > 0 ? lowest : lowest - 1; k >= 0 && k < reached && idle < kPatience; k += step) {
-      if (!promising(bounds[k])) break;
+      if (!worth_trying(k)) break;
       const double before_us = best_us_;
       try_copies(k);
       idle = best_us_ < before_us ? 0 : idle + 1;
@@ -159,19 +166,26 @@ void Search::try_sets(const Window& copied, const Window& stolen) {
   const auto [cpu_us, gpu_us] = makespan_.whole(sets);
   const double whole_us = std::max(cpu_us, gpu_us);
   if (whole_us < best_us_) keep(copied, stolen, SplitSide::none, 0, 1.0, whole_us);
-  if (!fraction_ || gpu_us <= cpu_us || cpu_us >= best_us_ || !promising(gpu_us)) return;
+  if (!fraction_) return;
 
-  const auto try_split = [&](SplitSide side, const SortedLoads& loads, int32_t position) {
-    const auto [share, us] = makespan_.split(sets, side, loads.load(position));
+  const auto try_to_divide = [&](SplitSide side, const SortedLoads& loads, int32_t position) {
+    const auto [share, us] = makespan_.divide(sets, side, loads.load(position));
     if (share > 0 && us < best_us_) keep(copied, stolen, side, position, share, us);
   };
-  if (stolen.count < cached_.size()) {
-    try_split(SplitSide::cached, cached_, cached_.lightest_outside(stolen));
-    try_split(SplitSide::cached, cached_, SortedLoads::heaviest_outside(stolen));
+  if (gpu_us <= cpu_us) {
+    if (!partial_copy_ || copied.count == uncached_.size() || gpu_us >= best_us_) return;
+    try_to_divide(SplitSide::piece, uncached_, uncached_.lightest_outside(copied));
+    try_to_divide(SplitSide::piece, uncached_, SortedLoads::heaviest_outside(copied));
+    return;
   }
-  if (copied.count > 0) {
-    try_split(SplitSide::copied, uncached_, SortedLoads::lightest_in(copied));
-    try_split(SplitSide::copied, uncached_, SortedLoads::heaviest_in(copied));
+  if (cpu_us >= best_us_ || !promising(gpu_us)) return;
+  if (stolen.count < cached_.size()) {
+    try_to_divide(SplitSide::cached, cached_, cached_.lightest_outside(stolen));
+    try_to_divide(SplitSide::cached, cached_, SortedLoads::heaviest_outside(stolen));
+  }
+  if (copied.count > 0 && !partial_copy_) {
+    try_to_divide(SplitSide::copied, uncached_, SortedLoads::lightest_in(copied));
+    try_to_divide(SplitSide::copied, uncached_, SortedLoads::heaviest_in(copied));
   }
 }
 

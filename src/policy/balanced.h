@@ -18,7 +18,9 @@
 // Fraction. With allow_fraction one expert on the GPU, cached or copied, may hand a share of its intermediate
 // dimension to the CPU. For fixed k the linear relaxation has one divided expert in its basic solutions, and
 // moves along "X from heavy to light" and "S growing from one end of the list": so dividing the lightest or
-// the heaviest expert of the GPU at the crossing of T_C and T_G closes what whole experts leave open.
+// the heaviest expert of the GPU at the crossing of T_C and T_G closes what whole experts leave open. With
+// partial_copy the number of copies is relaxed too: after k whole ones comes a piece of an expert whose rest
+// the CPU runs, again the lightest or the heaviest one left.
 #pragma once
 #include <vector>
 

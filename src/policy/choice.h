@@ -1,4 +1,4 @@
-// An assignment as `balanced` builds it: marks on the two sorted lists, and at most one split expert.
+// An assignment as `balanced` builds it: marks on the two sorted lists, and at most one divided expert.
 #pragma once
 #include <cstdint>
 #include <limits>
@@ -10,11 +10,11 @@
 namespace moerun::policy {
 
 struct Choice {
-  std::vector<uint8_t> copied;  // beside the uncached experts
+  std::vector<uint8_t> copied;  // beside the uncached experts; a piece is not marked
   std::vector<uint8_t> stolen;  // beside the cached experts
   SplitSide split = SplitSide::none;
   int32_t split_position = 0;  // in the list of that side
-  double cpu_share = 1.0;      // of the split expert
+  double cpu_share = 1.0;      // of the divided expert
   double makespan_us = std::numeric_limits<double>::infinity();
 };
 

@@ -23,6 +23,7 @@ struct Assignment {
   std::vector<int32_t> copied, stolen;  // ids
   std::optional<Split> split;
   double cpu_share = 0;
+  bool piece = false;  // only the GPU's part of the divided expert is copied, last
 };
 
 std::vector<int32_t> loads_of(const std::vector<Expert>& experts) {
@@ -39,14 +40,13 @@ class Relaxation {
   Relaxation(const SplitRequest& request, const ActiveExperts& active) : request_(request), active_(active) {}
 
   double bound(int32_t copies) const {
-    double low = 0, high = 1;  // both Lagrangians are concave in w, but their maximum is not: search each
     double best = 0;
-    for (const bool wait_for_copy : {false, true}) {
-      if (wait_for_copy && copies == 0) continue;
-      low = 0, high = 1;
+    for (const Path path : {Path::gpu, Path::first_copy, Path::last_copy}) {  // each is concave in w
+      if (path == Path::first_copy && copies == 0) continue;
+      double low = 0, high = 1;
       for (int i = 0; i < 60; ++i) {
         const double a = low + (high - low) / 3, b = high - (high - low) / 3;
-        const double at_a = lagrangian(copies, a, wait_for_copy), at_b = lagrangian(copies, b, wait_for_copy);
+        const double at_a = lagrangian(copies, a, path), at_b = lagrangian(copies, b, path);
         best = std::max({best, at_a, at_b});
         (at_a < at_b ? low : high) = at_a < at_b ? a : b;
       }
@@ -55,19 +55,30 @@ class Relaxation {
   }
 
  private:
-  double lagrangian(int32_t copies, double w, bool wait_for_copy) const {
+  // Which of the paths that T_G is the longest of has the weight 1 - w.
+  enum class Path : uint8_t { gpu, first_copy, last_copy };
+
+  double lagrangian(int32_t copies, double w, Path path) const {
     const CostModel& cost = request_.cost;
-    double sum = w * cost.cpu_first_us + (1 - w) * (wait_for_copy ? cost.copy_us : request_.shared_gpu_us);
-    std::vector<double> moves;
+    const double begins_us = path == Path::gpu          ? request_.shared_gpu_us
+                             : path == Path::first_copy ? cost.copy_us
+                                                        : copies * cost.copy_us;
+    double sum = w * cost.cpu_first_us + (1 - w) * begins_us;
+    std::vector<double> moves;  // what copying one more expert changes
+    double piece = 0;           // what copying a part of one changes, at best
     for (const Expert& e : active_.uncached) {
-      sum += w * cost.cpu_us(e.load);
-      moves.push_back((1 - w) * cost.gpu_us(e.load) - w * cost.cpu_us(e.load));
+      const double c = cost.cpu_us(e.load), g = cost.gpu_us(e.load);
+      sum += w * c;
+      moves.push_back((path == Path::last_copy ? 0 : (1 - w) * g) - w * c);
+      piece = std::min(piece, (1 - w) * (path == Path::last_copy ? cost.copy_us + g : g) - w * c);
     }
     std::sort(moves.begin(), moves.end());
     for (int32_t i = 0; i < copies; ++i) sum += request_.allow_fraction ? std::min(moves[i], 0.0) : moves[i];
-    if (wait_for_copy) return sum;
-    for (const Expert& e : active_.cached)
+    if (request_.allow_fraction && request_.partial_copy) sum += piece;
+    if (path != Path::gpu) return sum;
+    for (const Expert& e : active_.cached) {
       sum += std::min(w * cost.cpu_us(e.load), (1 - w) * cost.gpu_us(e.load));
+    }
     return sum;
   }
 
@@ -82,6 +93,7 @@ class Enumeration {
       : cost_(request.cost),
         shared_us_(request.shared_gpu_us),
         split_(split),
+        piece_(split && !split->cached && request.partial_copy),
         cached_(without(active.cached)),
         uncached_(without(active.uncached)),
         cached_sums_(loads_of(cached_)),
@@ -95,12 +107,14 @@ class Enumeration {
   // Improves `best_us` and `best` over all assignments with `copies` copies, none of which is below
   // `bound_us`.
   void improve(int32_t copies, double bound_us, double& best_us, Assignment& best) {
-    const int32_t chosen = copies - (split_ && !split_->cached ? 1 : 0);
+    const int32_t chosen = copies - (split_ && !split_->cached && !piece_ ? 1 : 0);
     const auto u = static_cast<int32_t>(uncached_.size());
     if (chosen < 0 || chosen > u) return;
     const double pcie_us = copies * cost_.copy_us;
     // The lightest copied expert matters only where the end of the last copy may be the longest path.
-    const bool tail_matters = chosen > 0 && pcie_us + cost_.gpu_us(uncached_.front().load) > bound_us;
+    const double after_us = piece_ ? split_gpu_us_ : 0;  // a piece runs after it
+    const bool tail_matters =
+        chosen > 0 && pcie_us + cost_.gpu_us(uncached_.front().load) + after_us > bound_us;
     for (int32_t steals = 0; steals <= static_cast<int32_t>(cached_.size()); ++steals) {
       if (!tail_matters) {
         scan({copies, chosen, steals, u, -1}, best_us, best);
@@ -159,6 +173,11 @@ class Enumeration {
     if (!split_ || split_->cached) {
       return std::max(
           {t.gpu_us + rest_us, t.copied_gpu_us, t.any_copied_whole ? t.pcie_us + t.last_gpu_us : 0.0});
+    }
+    if (piece_) {
+      const double whole_us =
+          std::max({t.gpu_us, t.copied_gpu_us, t.any_copied_whole ? t.pcie_us + t.last_gpu_us : 0.0});
+      return std::max(whole_us + rest_us, t.pcie_us + (1 - f) * cost_.copy_us + rest_us);
     }
     return std::max({t.gpu_us + rest_us, t.copied_gpu_us + rest_us,
                      t.pcie_us + (t.any_copied_whole ? std::min(t.last_gpu_us, rest_us) : rest_us)});
@@ -221,12 +240,14 @@ class Enumeration {
     }
     out.split = split_;
     out.cpu_share = share;
+    out.piece = piece_;
     return out;
   }
 
   const CostModel& cost_;
   const double shared_us_;
   const std::optional<Split> split_;
+  const bool piece_;  // the divided expert is copied in part, after `copies` whole ones
   const std::vector<Expert> cached_, uncached_;
   const SubsetSums cached_sums_, uncached_sums_;
   double split_cpu_us_ = 0, split_gpu_us_ = 0;
@@ -245,7 +266,7 @@ void write_plan(const SplitRequest& request, const ActiveExperts& active, const 
       plan.cpu.push_back(e.id);
       plan.cpu_fraction.push_back(cpu_share);
     }
-    if (cpu_share == 1.0) return;
+    if (cpu_share == 1.0 || (assignment.piece && is_split(e.id))) return;
     if (arrives) {
       arrivals.emplace_back((1 - cpu_share) * request.cost.gpu_us(e.load), e.id);
     } else {
@@ -257,6 +278,11 @@ void write_plan(const SplitRequest& request, const ActiveExperts& active, const 
   std::stable_sort(arrivals.begin(), arrivals.end(),
                    [](const auto& a, const auto& b) { return a.first > b.first; });
   for (const auto& [us, id] : arrivals) plan.copy.push_back(id);
+  plan.copy_fraction.assign(plan.copy.size(), 1.0);
+  if (assignment.piece && assignment.cpu_share < 1) {
+    plan.copy.push_back(assignment.split->expert.id);
+    plan.copy_fraction.push_back(1 - assignment.cpu_share);
+  }
   plan.gpu.insert(plan.gpu.end(), plan.copy.begin(), plan.copy.end());
 }
 

@@ -26,7 +26,10 @@ void mark(uint32_t set, int32_t size, std::vector<uint8_t>& marks) {
 void choose_among_few(const SplitRequest& request, const SortedLoads& cached, const SortedLoads& uncached,
                       double limit_us, Choice& choice) {
   const Makespan makespan(request, cached, uncached);
-  const double split_gain_us = request.allow_fraction ? makespan.split_gain_us() : 0;
+  const double gain_us = makespan.division_gain_us();
+  // A piece takes work off the CPU; every other division adds some to it.
+  const int32_t heaviest_miss = uncached.heaviest_load();
+  const double cpu_gain_us = request.partial_copy ? request.cost.cpu_us(heaviest_miss) : 0;
   Tokens copied_tokens, stolen_tokens;
   sum_subsets(uncached, copied_tokens);
   sum_subsets(cached, stolen_tokens);
@@ -49,16 +52,18 @@ void choose_among_few(const SplitRequest& request, const SortedLoads& cached, co
         choice.split = side, choice.split_position = position, choice.cpu_share = share;
       };
       if (std::max(cpu_us, gpu_us) < best_us) keep(SplitSide::none, 0, 1.0, std::max(cpu_us, gpu_us));
-      if (!request.allow_fraction || cpu_us >= best_us || gpu_us - split_gain_us >= best_us) continue;
-      const auto try_split = [&](SplitSide side, const SortedLoads& loads, int32_t position) {
-        const auto [share, us] = makespan.split(sets, side, loads.load(position));
+      if (!request.allow_fraction || gpu_us - gain_us >= best_us || cpu_us - cpu_gain_us >= best_us) continue;
+      const auto try_to_divide = [&](SplitSide side, const SortedLoads& loads, int32_t position) {
+        const auto [share, us] = makespan.divide(sets, side, loads.load(position));
         if (share > 0 && us < best_us) keep(side, position, share, us);
       };
       for (int32_t i = 0; i < cached.size(); ++i) {
-        if ((stolen >> i & 1U) == 0) try_split(SplitSide::cached, cached, i);
+        if ((stolen >> i & 1U) == 0) try_to_divide(SplitSide::cached, cached, i);
       }
       for (int32_t i = 0; i < uncached.size(); ++i) {
-        if ((copied >> i & 1U) != 0) try_split(SplitSide::copied, uncached, i);
+        const bool is_copied = (copied >> i & 1U) != 0;
+        if (is_copied && !request.partial_copy) try_to_divide(SplitSide::copied, uncached, i);
+        if (!is_copied && request.partial_copy) try_to_divide(SplitSide::piece, uncached, i);
       }
     }
   }

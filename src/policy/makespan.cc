@@ -18,7 +18,8 @@ Makespan::Ends Makespan::whole(const Sets& sets) const {
 // With the share f, T_C = cpu + f c and T_G = max(falling + (1 - f) g, flat, tail), where the tail is the end
 // of the last copied expert: pcie + last, or pcie + (1 - f) g where the split expert is copied and its rest
 // is shorter than that.
-Makespan::Shared Makespan::split(const Sets& sets, SplitSide side, int32_t load) const {
+Makespan::Shared Makespan::divide(const Sets& sets, SplitSide side, int32_t load) const {
+  if (side == SplitSide::piece) return divide_piece(sets, load);
   const double c = cost_.cpu_us(load), g = cost_.gpu_us(load);
   if (c <= 0 || g <= 0) return {0, 0};
   const int64_t cpu_experts = uncached_.size() - sets.copied + sets.stolen;
@@ -49,8 +50,24 @@ Makespan::Shared Makespan::split(const Sets& sets, SplitSide side, int32_t load)
   return {f, std::max({cpu_us + f * c, falling_us + (1 - f) * g, flat_us, tail_us})};
 }
 
-double Makespan::split_gain_us() const {
-  return cost_.gpu_us(std::max(cached_.heaviest_load(), uncached_.heaviest_load()));
+// The piece is the last on PCIe and on the GPU, so that with the share f, T_C = cpu + f c and T_G is the
+// latest of (1 - f) g after the whole experts and (1 - f) (x + g) after the whole copies.
+Makespan::Shared Makespan::divide_piece(const Sets& sets, int32_t load) const {
+  const double c = cost_.cpu_us(load), g = cost_.gpu_us(load), x = cost_.copy_us;
+  if (c <= 0) return {0, 0};
+  const int64_t cpu_experts = uncached_.size() - sets.copied + sets.stolen;  // with the divided one
+  const double cpu_us =
+      cpu_sum_us(cpu_experts, uncached_.total() - sets.copied_tokens + sets.stolen_tokens) - c;
+  const double whole_us = whole(sets).gpu_us, pcie_us = sets.copied * x;
+  const double f = std::max((whole_us + g - cpu_us) / (c + g), (pcie_us + x + g - cpu_us) / (c + x + g));
+  if (!(f > 0 && f < 1)) return {0, 0};
+  return {f, std::max({cpu_us + f * c, whole_us + (1 - f) * g, pcie_us + (1 - f) * (x + g)})};
+}
+
+double Makespan::division_gain_us() const {
+  const int32_t heaviest = std::max(cached_.heaviest_load(), uncached_.heaviest_load());
+  const double c = cost_.cpu_us(heaviest), g = cost_.gpu_us(heaviest), piece = cost_.copy_us + g;
+  return std::max(g, partial_copy_ && c + piece > 0 ? c * piece / (c + piece) : 0.0);
 }
 
 }  // namespace moerun::policy

@@ -27,24 +27,31 @@ struct Sets {
   int64_t stolen_tokens = 0;
 };
 
-enum class SplitSide : uint8_t { none, cached, copied };
+// Which expert is divided: none, a resident one, a copied one, or one of which only the GPU's part is copied,
+// after the whole ones. With partial_copy `piece` takes the place of `copied`; Sets does not count it as
+// copied.
+enum class SplitSide : uint8_t { none, cached, copied, piece };
 
 class Makespan {
  public:
   Makespan(const SplitRequest& request, const SortedLoads& cached, const SortedLoads& uncached)
-      : cost_(request.cost), shared_us_(request.shared_gpu_us), cached_(cached), uncached_(uncached) {}
+      : cost_(request.cost),
+        shared_us_(request.shared_gpu_us),
+        partial_copy_(request.partial_copy),
+        cached_(cached),
+        uncached_(uncached) {}
 
   struct Ends {
     double cpu_us, gpu_us;
   };
   Ends whole(const Sets& sets) const;
 
-  // One expert on the GPU with this load hands the share to the CPU at which T_C, rising, meets T_G, falling.
-  // cpu_share is 0 where none helps.
+  // One expert with this load is divided where T_C, rising with the CPU's share, meets T_G, falling.
+  // cpu_share is 0 where that helps nothing.
   struct Shared {
     double cpu_share, makespan_us;
   };
-  Shared split(const Sets& sets, SplitSide side, int32_t load) const;
+  Shared divide(const Sets& sets, SplitSide side, int32_t load) const;
 
   double cpu_sum_us(int64_t experts, int64_t tokens) const {
     if (experts == 0) return 0;
@@ -56,12 +63,17 @@ class Makespan {
            static_cast<double>(tokens) * cost_.gpu_token_us;
   }
 
-  // The most that splitting one expert can take off a makespan: its GPU time.
-  double split_gain_us() const;
+  // The most by which a divided expert can beat the better one of the whole assignments next to it: its GPU
+  // time, or for a piece with share s, which costs s (x + g) there and saves s c here, c (x + g) / (c + x +
+  // g).
+  double division_gain_us() const;
 
  private:
+  Shared divide_piece(const Sets& sets, int32_t load) const;
+
   const CostModel& cost_;
   const double shared_us_;
+  const bool partial_copy_;
   const SortedLoads& cached_;
   const SortedLoads& uncached_;
 };

@@ -13,6 +13,7 @@ void Plan::clear() {
   cpu_fraction.clear();
   gpu.clear();
   copy.clear();
+  copy_fraction.clear();
   makespan_us = 0;
   cpu_intervals.clear();
   gpu_intervals.clear();
@@ -72,9 +73,11 @@ void simulate(const SplitRequest& request, SimulationScratch& scratch, Plan& pla
     begin_us = cpu_us;
   }
   double pcie_us = 0;
-  for (const int32_t id : plan.copy) {
-    plan.copy_intervals.push_back({id, pcie_us, pcie_us + cost.copy_us});
-    pcie_us += cost.copy_us;
+  for (size_t i = 0; i < plan.copy.size(); ++i) {
+    const int32_t id = plan.copy[i];
+    begin_us = pcie_us;
+    pcie_us += plan.copy_fraction[i] * cost.copy_us;
+    plan.copy_intervals.push_back({id, begin_us, pcie_us});
     scratch.ready_us[id] = pcie_us;
   }
   double gpu_us = request.shared_gpu_us;

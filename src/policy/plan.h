@@ -20,9 +20,11 @@ struct Interval {
 struct Plan {
   std::vector<int32_t> cpu;  // ids in the order in which they run
   std::vector<double>
-      cpu_fraction;           // beside cpu: the share of the intermediate dimension; < 1 for one at most
-  std::vector<int32_t> gpu;   // resident experts, the copied ones, and the other part of a split one
-  std::vector<int32_t> copy;  // each of them is in gpu as well; always whole experts
+      cpu_fraction;           // beside cpu: 1, or the divided expert's share of its intermediate dimension
+  std::vector<int32_t> gpu;   // resident experts, the copied ones, the other part of a divided one
+  std::vector<int32_t> copy;  // each of them is in gpu as well
+  std::vector<double>
+      copy_fraction;  // beside copy: 1, or with partial_copy what of the divided expert is copied
   double makespan_us = 0;
   std::vector<Interval> cpu_intervals, gpu_intervals, copy_intervals;
 
@@ -33,8 +35,11 @@ struct SplitRequest {
   std::span<const int32_t> loads;     // [E] tokens per expert; 0 = not active
   std::span<const uint8_t> resident;  // [E] 1 = in the GPU's cache
   CostModel cost;
-  double shared_gpu_us = 0;  // the GPU is busy with shared experts for that long
-  bool allow_fraction = true;
+  double shared_gpu_us = 0;    // the GPU is busy with shared experts for that long
+  bool allow_fraction = true;  // "balanced" and "exact" may divide one expert between CPU and GPU
+  // Of a divided expert that is not resident copy only the part that the GPU runs, as the last copy, so that
+  // the rest can follow and complete it in the cache. Otherwise it is copied whole.
+  bool partial_copy = false;
 };
 
 // Throws InvalidArgument on mismatched sizes, negative loads or a cost that check() refuses.

@@ -70,6 +70,7 @@ void split(SplitMethod method, const SplitRequest& request, SplitScratch& scratc
       exact(request, scratch.active, plan);
       break;
   }
+  plan.copy_fraction.resize(plan.copy.size(), 1.0);  // only a method that copies a part has set it
   simulate(request, scratch.simulation, plan);
 }
 

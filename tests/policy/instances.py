@@ -17,6 +17,10 @@ SHAPES = {
 }
 
 
+# May one expert be divided, and if it is not resident, is it copied whole or in part?
+DIVIDING = ("never", "whole copies", "partial copy")
+
+
 @dataclass(frozen=True)
 class Instance:
     loads: np.ndarray  # [E] int32
@@ -24,8 +28,17 @@ class Instance:
     cost: policy.CostModel
     shared_gpu_us: float
 
-    def split(self, method: str, allow_fraction: bool = True) -> policy.Plan:
-        return policy.split(self.loads, self.resident, self.cost, method, self.shared_gpu_us, allow_fraction)
+    def split(self, method: str, dividing: str = "whole copies") -> policy.Plan:
+        """A plan; ``dividing`` is one of DIVIDING."""
+        return policy.split(
+            self.loads,
+            self.resident,
+            self.cost,
+            method,
+            self.shared_gpu_us,
+            allow_fraction=dividing != "never",
+            partial_copy=dividing == "partial copy",
+        )
 
 
 def random_cost(rng: np.random.Generator) -> policy.CostModel:
