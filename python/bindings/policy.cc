@@ -267,8 +267,8 @@ void bind_cache(py::module_& m) {
 }
 
 // A forecast as Python gives it: a tuple of arrays, in the order of policy::Forecast.
-using ForecastTuple = std::tuple<int32_t, double, py::object, FloatArray64, py::object, std::vector<int32_t>,
-                                 std::vector<double>>;
+using ForecastTuple = std::tuple<int32_t, double, py::object, FloatArray64, py::object, FloatArray64,
+                                 std::vector<int32_t>, std::vector<double>>;
 
 std::vector<std::tuple<int32_t, int32_t, int32_t, double>> prefetch_of(
     const std::vector<ForecastTuple>& given, const CostModel& cost, double shared_gpu_us,
@@ -277,13 +277,15 @@ std::vector<std::tuple<int32_t, int32_t, int32_t, double>> prefetch_of(
   std::vector<BoolArray> resident(given.size());
   std::vector<policy::Forecast> forecasts;
   for (size_t i = 0; i < given.size(); ++i) {
-    const auto& [distance, start_us, load, chance, is_resident, victims, victim_chance] = given[i];
+    const auto& [distance, start_us, load, chance, is_resident, left, victims, victim_chance] = given[i];
     require_1d(chance, "chance");
+    require_1d(left, "left");
     forecasts.push_back({distance,
                          start_us,
                          loads_of(load, loads[i]),
                          {chance.data(), static_cast<size_t>(chance.size())},
                          flags_of(is_resident, "resident", resident[i]),
+                         {left.data(), static_cast<size_t>(left.size())},
                          victims,
                          victim_chance});
   }

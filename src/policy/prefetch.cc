@@ -10,9 +10,11 @@ namespace {
 
 void check(const PrefetchRequest& request) {
   for (const Forecast& f : request.forecasts) {
-    if (f.loads.size() != f.resident.size() || f.loads.size() != f.chance.size()) {
+    if (f.loads.size() != f.resident.size() || f.loads.size() != f.chance.size() ||
+        f.loads.size() != f.left.size()) {
       throw InvalidArgument(
-          "prefetch: loads, chance and resident of a forecast differ in length; pass one entry per expert");
+          "prefetch: loads, chance, resident and left of a forecast differ in length; pass one entry per "
+          "expert");
     }
     if (f.victims.size() != f.victim_chance.size()) {
       throw InvalidArgument("prefetch: victims and victim_chance of a forecast differ in length");
@@ -74,27 +76,30 @@ void prefetch(const PrefetchRequest& request, PrefetchScratch& scratch, std::vec
     scratch.resident[i].assign(forecasts[i].resident.begin(), forecasts[i].resident.end());
   }
 
-  for (double pcie_us = request.pcie_free_us;; pcie_us += request.cost.copy_us) {
+  double pcie_us = request.pcie_free_us;
+  while (true) {
     Candidate best{0, -1, 0, 0};
     for (size_t i = 0; i < forecasts.size(); ++i) {
       const Forecast& f = forecasts[i];
       auto& resident = scratch.resident[i];
       const size_t v = scratch.next_victim[i];
-      if (pcie_us + request.cost.copy_us > f.start_us || v >= f.victims.size()) continue;
+      if (v >= f.victims.size() || pcie_us >= f.start_us) continue;
       const double without_us = makespan_us(request, f, resident, scratch);
       for (int32_t e = 0; e < static_cast<int32_t>(f.loads.size()); ++e) {
         if (f.loads[e] == 0 || resident[e] != 0 || f.chance[e] <= 0) continue;
+        if (pcie_us + f.left[e] * request.cost.copy_us > f.start_us) continue;
         resident[e] = 1;
         const double saved_us = without_us - makespan_us(request, f, resident, scratch);
         resident[e] = 0;
         const double gain_us =
             (f.chance[e] - f.victim_chance[v]) * saved_us - (1 - f.chance[e]) * request.chunk_us;
-        const double merit = request.impact ? gain_us : f.chance[e];
+        const double merit = request.impact ? gain_us / f.left[e] : f.chance[e];
         if (merit > best.merit) best = {i, e, gain_us, merit};
       }
     }
     if (best.expert < 0) return;
     const Forecast& f = forecasts[best.forecast];
+    pcie_us += f.left[best.expert] * request.cost.copy_us;
     out.push_back({f.distance, best.expert, f.victims[scratch.next_victim[best.forecast]++], best.gain_us});
     scratch.resident[best.forecast][best.expert] = 1;
   }

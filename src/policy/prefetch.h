@@ -41,7 +41,8 @@ struct Forecast {
   double start_us = 0;                // from now until its experts start
   std::span<const int32_t> loads;     // [E] predicted tokens per expert
   std::span<const double> chance;     // [E] confidence that an expert with a load will be used
-  std::span<const uint8_t> resident;  // [E] in the cache or on its way
+  std::span<const uint8_t> resident;  // [E] in the cache
+  std::span<const double> left;  // [E] share still to be copied, in (0, 1]; a copy that was put off has less
   // Slots that may be given up, the one worth least first: expert ids (-1 = a free slot) and the chance that
   // the step uses them.
   std::span<const int32_t> victims;
@@ -75,8 +76,8 @@ struct PrefetchScratch {
 // Ordered; each arrives before its layer starts. For an expert e of a forecast the gain is
 //   chance(e) * (makespan without e - makespan with e) - victim_chance * the same - (1 - chance(e)) *
 //   chunk_us,
-// the planner's own makespans, re-planned after every choice. All experts are of one size, so the largest
-// gain is the largest gain per byte. Empty (abstention) when PCIe has no time left or no gain is positive.
+// the planner's own makespans, re-planned after every choice; the largest gain per byte goes first. Empty
+// (abstention) when PCIe has no time left or no gain is positive.
 void prefetch(const PrefetchRequest& request, PrefetchScratch& scratch, std::vector<Prefetch>& out);
 
 }  // namespace moerun::policy

@@ -23,6 +23,7 @@ def forecast(**changes: Any) -> tuple:
         "loads": np.array([1, 1, 0, 0], np.int32),
         "chance": np.array([0.9, 0.6, 0, 0]),
         "resident": np.zeros(4, bool),
+        "left": np.ones(4),
         "victims": [-1, -1],
         "victim_chance": [0.0, 0.0],
     } | changes
@@ -51,6 +52,12 @@ def test_it_must_arrive_in_time() -> None:
     assert policy.prefetch([forecast(start_us=59.0)], COST) == []
     assert experts(policy.prefetch([forecast(start_us=60.0)], COST)) == [(1, 0)]
     assert policy.prefetch([forecast(start_us=60.0)], COST, pcie_free_us=1.0) == []
+
+
+def test_a_copy_that_was_put_off_needs_less_time_and_is_worth_more_per_byte() -> None:
+    begun = forecast(start_us=20.0, left=np.array([1, 0.25, 1, 1]))
+    assert experts(policy.prefetch([begun], COST)) == [(1, 1)]  # 15 us are left of it
+    assert experts(policy.prefetch([forecast(left=np.array([1, 0.25, 1, 1]))], COST))[0] == (1, 1)
 
 
 def test_abstains_when_demand_keeps_pcie_busy() -> None:
@@ -102,7 +109,7 @@ def test_what_is_chosen_is_predicted_missing_distinct_and_in_time(
     loads, chance, resident, victim_chance = (np.array(column) for column in zip(*rows, strict=True))
     idle = [int(e) for e in np.flatnonzero(resident & (loads == 0))]
     chosen = policy.prefetch(
-        [(1, start_us, loads, chance, resident, idle, [float(victim_chance[e]) for e in idle])],
+        [(1, start_us, loads, chance, resident, np.ones(len(loads)), idle, [float(victim_chance[e]) for e in idle])],
         COST,
         pcie_free_us=pcie_free_us,
     )
