@@ -243,8 +243,8 @@ void bind_cache(py::module_& m) {
              return policy::CacheValues(
                  {policy::cache_policy(name), num_experts, top_k, alpha, score_top_p.value_or(0)});
            }),
-           py::arg("policy"), py::arg("num_experts"), py::arg("top_k"), py::arg("alpha") = 0.0,
-           py::arg("score_top_p") = std::nullopt)
+           py::arg("policy"), py::arg("num_experts"), py::arg("top_k"),
+           py::arg("alpha") = policy::kTunedAlpha, py::arg("score_top_p") = std::nullopt)
       .def(
           "observe",
           [](policy::CacheValues& self, const py::object& loads, const std::optional<FloatArray>& scores) {
@@ -263,6 +263,7 @@ void bind_cache(py::module_& m) {
                                flags_of(pinned, "pinned", keep_pinned));
           },
           py::arg("resident"), py::arg("pinned"));
+  m.attr("TUNED_ALPHA") = policy::kTunedAlpha;
   m.attr("CACHE_POLICIES") = py::tuple(py::cast(policy::cache_policy_names()));
 }
 

@@ -15,11 +15,6 @@ constexpr std::array<std::pair<std::string_view, CachePolicy>, 4> kPolicies{{{"l
                                                                              {"recent", CachePolicy::recent},
                                                                              {"mrs", CachePolicy::mrs}}};
 
-CacheOptions with_defaults(CacheOptions options) {
-  if (options.alpha == 0) options.alpha = options.policy == CachePolicy::recent ? kRecentAlpha : kMrsAlpha;
-  return options;
-}
-
 }  // namespace
 
 CachePolicy cache_policy(std::string_view name) {
@@ -38,7 +33,7 @@ std::vector<std::string_view> cache_policy_names() {
 }
 
 CacheValues::CacheValues(const CacheOptions& options)
-    : options_(with_defaults(options)),
+    : options_(options),
       mrs_(options_.num_experts, options_.top_k, options_.alpha, options_.score_top_p),
       values_(options_.num_experts, 0.0),
       last_use_(options_.num_experts, 0),

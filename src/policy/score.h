@@ -10,12 +10,14 @@
 
 namespace moerun::policy {
 
+inline constexpr double kMrsAlpha = 0.5;  // of HybriMoE's released code
+
 class MrsScore {
  public:
   // score_top_p = 0 means 2 * top_k, the paper's choice, or all experts if that is fewer. Throws
   // InvalidArgument when top_k is not within 1..num_experts, alpha not in (0, 1], or score_top_p not
   // within 1..num_experts.
-  MrsScore(int32_t num_experts, int32_t top_k, double alpha = 0.5, int32_t score_top_p = 0);
+  MrsScore(int32_t num_experts, int32_t top_k, double alpha = kMrsAlpha, int32_t score_top_p = 0);
 
   // scores: [tokens, num_experts], row-major. Throws InvalidArgument when the size is no multiple of
   // num_experts. No tokens: nothing changes.

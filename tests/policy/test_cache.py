@@ -82,7 +82,7 @@ def test_each_policy_has_its_own_victim() -> None:
     history = [used(0, 1), used(0, 1), used(0, 2), used(3), used(1)]
     victims = {}
     for name in policy.CACHE_POLICIES:
-        values = policy.CacheValues(name, num_experts=4, top_k=2)
+        values = policy.CacheValues(name, num_experts=4, top_k=2, alpha=0.5)
         for loads in history:
             values.observe(loads)
         victims[name] = values.victim(ALL, NONE)
@@ -93,7 +93,7 @@ def test_each_policy_has_its_own_victim() -> None:
 
 
 def test_mrs_values_follow_the_scores() -> None:
-    values = policy.CacheValues("mrs", num_experts=4, top_k=1)
+    values = policy.CacheValues("mrs", num_experts=4, top_k=1, alpha=0.5)
     values.observe(used(3), np.array([[0.4, 0.1, 0.0, 0.5]], np.float32))
     assert values.values == pytest.approx([0.2, 0, 0, 0.25])
 

@@ -108,8 +108,10 @@ def test_what_is_chosen_is_predicted_missing_distinct_and_in_time(
 ) -> None:
     loads, chance, resident, victim_chance = (np.array(column) for column in zip(*rows, strict=True))
     idle = [int(e) for e in np.flatnonzero(resident & (loads == 0))]
+    left = np.ones(len(loads))
+    harm = [float(victim_chance[e]) for e in idle]
     chosen = policy.prefetch(
-        [(1, start_us, loads, chance, resident, np.ones(len(loads)), idle, [float(victim_chance[e]) for e in idle])],
+        [(1, start_us, loads, chance, resident, left, idle, harm)],
         COST,
         pcie_free_us=pcie_free_us,
     )
