@@ -9,11 +9,12 @@
 // whose sums differ by one gap of the sorted loads at a time (window.h). Up to kFewExperts experts with
 // unequal loads are enumerated (few.h).
 //
-// Bound. Let the optimum have k copies and s steals; B(k, s) <= OPT. Two neighbours on the chain that
-// straddle the best D differ by a gap d of neighbouring loads, so the better one has a makespan <= B(k, s) +
-// d b q / (b + q): at most the smaller of the CPU and the GPU time of d tokens, nothing where all loads are
-// equal, as in decode. Where the last copy is the longest path, add g(lightest copied) - g(lightest
-// uncached); there G(X) < k x, so this is less than x.
+// Bound, for whole experts. Whatever the k and s of the optimum, the least B(k, s) of all is <= OPT, and that
+// pair is always tried. Two neighbours on its chain that straddle the best D differ by a gap d of
+// neighbouring loads, so the better one has a makespan <= B + d b q / (b + q): beyond OPT by at most the
+// smaller of the CPU and the GPU time of d tokens, and by nothing where all loads are equal, as in decode.
+// Where the last copy is the longest path, add g(lightest copied) - g(lightest uncached), which is less than
+// x there. (All on the GPU, which saves `first`, is tried apart.)
 //
 // Fraction. With allow_fraction one expert on the GPU, cached or copied, may hand a share of its intermediate
 // dimension to the CPU. For fixed k the linear relaxation has one divided expert in its basic solutions, and

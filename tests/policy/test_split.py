@@ -152,6 +152,20 @@ def test_balanced_is_near_the_optimum(shape: str, dividing: str, sizes: tuple[tu
     assert np.max(ratios) <= 1.10
 
 
+@given(instance=instances(max_experts=24))
+def test_balanced_keeps_its_proven_bound(instance: Instance) -> None:
+    """The bound of src/policy/balanced.h, for whole experts."""
+    cost = instance.cost
+    b, q = cost.cpu_token_us, cost.gpu_token_us
+    sides = [np.sort(instance.loads[(instance.loads > 0) & (instance.resident == r)]) for r in (False, True)]
+    gap = max((int(np.diff(side).max()) for side in sides if len(side) > 1), default=0)
+    beyond = gap * b * q / (b + q) if b + q > 0 else 0.0
+    if len(sides[0]) > 1:  # the last copy may be the longest path
+        beyond += min(cost.copy_us, q * float(sides[0][-1] - sides[0][0]))
+    optimum = instance.split("exact", "never").makespan_us
+    assert instance.split("balanced", "never").makespan_us <= (optimum + beyond) * (1 + 1e-7) + 1e-6
+
+
 def test_fraction_shares_a_single_expert_between_both_sides() -> None:
     # Mixtral, one active expert that is cached: alone, either side would take 100 us.
     cost = policy.CostModel(0, 100, 0, 100, 0, copy_us=1000)

@@ -328,8 +328,7 @@ def _hit_rates(data: dict[str, Any]) -> str:
     shared = ["recorded trace", "LRU", "MRS, 0.5", "MRS, 0.1", "MRS, 0.1, one budget", "recent", "Belady"]
     return (
         markdown(head, rows)
-        + '\n\nOn the recorded traces, where nothing was fitted; "one budget" lets layers take slots from each '
-        + "other,\nwhich changes so little that each layer keeps its own:\n\n"
+        + RECORDED_HIT_RATES
         + markdown(shared, recorded)
         + f"\n\nMixtral with three quarters cached: LRU {more['lru']:.1%} (paper 80.6 %), "
         + f"MRS {more['mrs']:.1%} (paper 83.3 %). That LRU figure was not fitted."
