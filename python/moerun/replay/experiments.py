@@ -13,15 +13,37 @@ from moerun.replay.models import MODELS
 from moerun.replay.profile import Profile
 from moerun.replay.simulator import Replay
 from moerun.replay.synthetic import STYLES, generate
-from moerun.replay.systems import System
+from moerun.replay.systems import HYBRIMOE, KTRANSFORMERS, OURS, System
 from moerun.replay.trace import PREFILL, Trace
 
+PAPER_MACHINE = "a6000-xeon5220r"  # the paper's
 PAPER_MODELS = ("Mixtral-8x7B", "DeepSeek-V2-Lite", "Qwen2-57B-A14B")
 RATIOS = (0.25, 0.5, 0.75)
 PROMPTS = (32, 128, 512, 1024)
 WARMUP = 40
 DECODE_TOKENS = 60
 SEED = 3
+
+# The rows of the paper's Table III, and ours with one part changed at a time.
+ABLATION = (
+    KTRANSFORMERS,
+    KTRANSFORMERS.but("+ scheduling", schedule="hybrimoe"),
+    KTRANSFORMERS.but("+ prefetch", cache="lru", prefetch="impact"),
+    KTRANSFORMERS.but("+ caching", cache="mrs", promote=True),
+    HYBRIMOE,
+)
+OUR_ABLATION = (
+    OURS,
+    OURS.but("whole copies only", partial_copy=False),
+    OURS.but("no dividing", partial_copy=False, allow_fraction=False),
+    OURS.but("no promotion", promote=False),
+    OURS.but("no prefetch", prefetch="none"),
+    OURS.but("prefetch unguarded", prefetch="impact"),
+    OURS.but("MRS alpha 0.5", alpha=0.5),
+    OURS.but("cache: recent", cache="recent"),
+    OURS.but("cache: lru", cache="lru"),
+    OURS.but("prefetch: history", predictor="history"),
+)
 
 
 def compare(

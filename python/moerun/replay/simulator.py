@@ -8,13 +8,14 @@ no demand copy does, and a demand copy waits for at most one chunk of them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from moerun.policy import MAX_DISTANCE, Plan, PrefetchConfidence, Splitter, prefetch
 from moerun.replay.cache import FREE, LayerCache, next_uses
+from moerun.replay.counters import Counters
 from moerun.replay.models import ModelShape
+from moerun.replay.pcie import Pcie, Transfer
 from moerun.replay.profile import Profile
 from moerun.replay.systems import System
 from moerun.replay.trace import PREFILL, Trace
@@ -24,111 +25,6 @@ VICTIMS = 4  # slots a layer offers to prefetches
 # Beyond this many tokens nearly every expert is active, and rank says little about one expert: confidences
 # are learned from smaller steps only (heuristic).
 LEARN_TOKENS = 4
-
-
-@dataclass
-class Counters:
-    """Sums over the measured steps of one phase. Times in microseconds."""
-
-    steps: int = 0
-    tokens: int = 0
-    time_us: float = 0.0
-    makespan_us: float = 0.0
-    planned_us: float = 0.0
-    active: int = 0
-    hits: int = 0
-    demand_copies: int = 0
-    prefetched: int = 0
-    prefetch_used: int = 0
-    promoted: int = 0
-    cpu_busy_us: float = 0.0
-    gpu_busy_us: float = 0.0
-    pcie_busy_us: float = 0.0
-    predictions: list[int] = field(default_factory=lambda: [0] * MAX_DISTANCE)
-    correct: list[int] = field(default_factory=lambda: [0] * MAX_DISTANCE)
-
-    @property
-    def step_us(self) -> float:
-        return self.time_us / self.steps if self.steps else 0.0
-
-    @property
-    def hit_rate(self) -> float:
-        return self.hits / self.active if self.active else 0.0
-
-    def idle_share(self, resource: str) -> float:
-        """Share of the time in which "cpu", "gpu" or "pcie" had nothing to do."""
-        return 1 - getattr(self, f"{resource}_busy_us") / self.time_us if self.time_us else 0.0
-
-    def report(self) -> dict[str, object]:
-        """For tables and JSON."""
-        return {
-            "steps": self.steps,
-            "tokens": self.tokens,
-            "step_ms": self.step_us / 1e3,
-            "makespan_ms": self.makespan_us / max(self.steps, 1) / 1e3,
-            "planned_ms": self.planned_us / max(self.steps, 1) / 1e3,
-            "hit_rate": self.hit_rate,
-            "demand_copies": self.demand_copies,
-            "prefetched": self.prefetched,
-            "prefetch_used": self.prefetch_used,
-            "promoted": self.promoted,
-            "idle": {r: self.idle_share(r) for r in ("cpu", "gpu", "pcie")},
-            "prediction_hit_rate": [
-                c / p if p else None for c, p in zip(self.correct, self.predictions, strict=True)
-            ],
-        }
-
-
-@dataclass
-class Transfer:
-    """A copy ahead of demand: to which layer, into whose slot, and how long it still takes."""
-
-    layer: int
-    expert: int
-    victim: int
-    left_us: float
-    promotion: bool
-
-
-class Pcie:
-    """Copies ahead of demand, in order: prefetches, then promotions. Knows when it was last idle."""
-
-    def __init__(self, quiet_us: float) -> None:
-        """``quiet_us``: if positive, no chunk is begun that would not end in time; chunks take that long."""
-        self.quiet_us = quiet_us
-        self.now_us = 0.0
-        self.prefetches: list[Transfer] = []
-        self.promotions: list[Transfer] = []
-        self.busy_us = 0.0
-
-    def _next(self) -> Transfer | None:
-        return next(iter(self.prefetches or self.promotions), None)
-
-    def run_until(self, until_us: float) -> Iterator[Transfer]:
-        """Moves data up to a time; yields what has arrived."""
-        while (transfer := self._next()) is not None and self.now_us < until_us:
-            spent = min(transfer.left_us, until_us - self.now_us)
-            if self.quiet_us and spent < transfer.left_us:
-                spent -= spent % self.quiet_us
-                if spent == 0:
-                    break
-            transfer.left_us -= spent
-            self.now_us += spent
-            self.busy_us += spent
-            if transfer.left_us <= 1e-9:
-                (self.promotions if transfer.promotion else self.prefetches).remove(transfer)
-                yield transfer
-        self.now_us = max(self.now_us, until_us)
-
-    def finish_chunk(self, copy_us: float, chunk_us: float) -> float:
-        """The chunk on the way cannot be stopped: the time until it has arrived."""
-        transfer = self._next()
-        if self.quiet_us or transfer is None or transfer.left_us >= copy_us:
-            return 0.0
-        return min(transfer.left_us, chunk_us - (copy_us - transfer.left_us) % chunk_us)
-
-    def pending(self, layer: int) -> list[int]:
-        return [t.expert for t in (*self.prefetches, *self.promotions) if t.layer == layer]
 
 
 class Replay:
