@@ -279,7 +279,7 @@ void write_plan(const SplitRequest& request, const ActiveExperts& active, const 
                    [](const auto& a, const auto& b) { return a.first > b.first; });
   for (const auto& [us, id] : arrivals) plan.copy.push_back(id);
   plan.copy_fraction.assign(plan.copy.size(), 1.0);
-  if (assignment.piece && assignment.cpu_share < 1) {
+  if (assignment.piece && assignment.split && assignment.cpu_share < 1) {
     plan.copy.push_back(assignment.split->expert.id);
     plan.copy_fraction.push_back(1 - assignment.cpu_share);
   }
