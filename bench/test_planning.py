@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from moerun import policy
 
 # experts, top_k, tokens of the step

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moerun import policy
 
 GRID = [(experts, tokens * experts) for experts in (1, 2, 4, 8) for tokens in (1, 4, 32)]

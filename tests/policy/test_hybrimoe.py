@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from moerun import policy
 
 A, B, C, D, E = range(5)

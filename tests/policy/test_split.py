@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moerun import policy
 
 from .instances import DIVIDING, SHAPES, Instance, instances, random_instance

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from moerun import cli
 from moerun.replay.page import render
 from moerun.replay.trace import DECODE, PREFILL, Trace

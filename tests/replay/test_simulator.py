@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from moerun.replay.models import MODELS, ModelShape
 from moerun.replay.profile import Profile, load_profile, profile_names
 from moerun.replay.simulator import Replay

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from moerun.replay.fit import LRU_AT_25, measured_hit_rate
 from moerun.replay.models import MODELS
 from moerun.replay.synthetic import STYLES, generate
