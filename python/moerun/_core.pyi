@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'DType', 'Engine', 'Job', 'Layer', 'LinearView', 'MappedFile', 'available_isas', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'probe_gpu', 'set_openmp_hint']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'DType', 'Engine', 'Job', 'Layer', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'probe_gpu', 'quantise', 'set_openmp_hint', 'weight_bytes']
 class DType:
     """
     Members:
@@ -53,6 +53,142 @@ class DType:
         ...
     @property
     def value(self) -> int:
+        ...
+class WeightFormat:
+    """
+    Members:
+    
+      fp32
+    
+      fp16
+    
+      bf16
+    
+      int8
+    
+      int8_g128
+    
+      int4_g32
+    
+      int4_g64
+    
+      int4_g128
+    
+      int4z_g32
+    
+      int4z_g64
+    
+      int4z_g128
+    
+      fp8_b128
+    
+      mxfp4
+    """
+    __members__: typing.ClassVar[dict[str, WeightFormat]]
+    bf16: typing.ClassVar[WeightFormat]
+    fp16: typing.ClassVar[WeightFormat]
+    fp32: typing.ClassVar[WeightFormat]
+    fp8_b128: typing.ClassVar[WeightFormat]
+    int4_g128: typing.ClassVar[WeightFormat]
+    int4_g32: typing.ClassVar[WeightFormat]
+    int4_g64: typing.ClassVar[WeightFormat]
+    int4z_g128: typing.ClassVar[WeightFormat]
+    int4z_g32: typing.ClassVar[WeightFormat]
+    int4z_g64: typing.ClassVar[WeightFormat]
+    int8: typing.ClassVar[WeightFormat]
+    int8_g128: typing.ClassVar[WeightFormat]
+    mxfp4: typing.ClassVar[WeightFormat]
+    @typing.overload
+    def __eq__(self, other: WeightFormat) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: WeightFormat) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class BlobMatrix:
+    """
+    One weight section of a blob; offsets are bytes from the blob's start.
+    """
+    @property
+    def codes(self) -> int:
+        ...
+    @property
+    def columns(self) -> int:
+        ...
+    @property
+    def row_bytes(self) -> int:
+        ...
+    @property
+    def row_stride(self) -> int:
+        ...
+    @property
+    def rows(self) -> int:
+        ...
+    @property
+    def scale_rows(self) -> int:
+        ...
+    @property
+    def scale_stride(self) -> int:
+        ...
+    @property
+    def scales(self) -> int:
+        ...
+    @property
+    def zeros(self) -> int:
+        ...
+class BlobLayout:
+    """
+    Where everything lies in an expert's blob (src/expert_store/blob_layout.h).
+    """
+    def __init__(self, format: WeightFormat, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, bias: bool) -> None:
+        ...
+    @property
+    def bias(self) -> bool:
+        ...
+    @property
+    def bytes(self) -> int:
+        ...
+    @property
+    def down(self) -> BlobMatrix:
+        ...
+    @property
+    def down_bias(self) -> int:
+        ...
+    @property
+    def format(self) -> WeightFormat:
+        ...
+    @property
+    def gate_up(self) -> BlobMatrix:
+        ...
+    @property
+    def gate_up_bias(self) -> int:
         ...
 class Activation:
     """
@@ -132,7 +268,9 @@ class Batch:
 class Engine:
     def __init__(self, cpu_threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '') -> None:
         ...
-    def add_layer(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, weights_type: DType, activation: ActivationSpec, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, owner: typing.Any) -> Layer:
+    def add_blobs(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, bias: bool, blobs: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], owner: typing.Any) -> Layer:
+        ...
+    def add_layer(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, owner: typing.Any) -> Layer:
         ...
     def close(self) -> None:
         ...
@@ -176,6 +314,10 @@ def available_isas() -> list[str]:
     """
     Rows of the kernel table that this machine can run, best first.
     """
+def checksums(blobs: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], bytes: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex = 0) -> numpy.typing.NDArray[numpy.uint64]:
+    """
+    Of the memory at each address, uint64 [n]. threads 0: all usable cores.
+    """
 def choose_isa(isa: str = '') -> str:
     """
     The row that an engine would use: `isa`, or else MOERUN_ISA, or else the best. Raises ValueError.
@@ -196,7 +338,15 @@ def probe_gpu() -> dict:
     """
     CUDA devices, or the reason why there are none.
     """
+def quantise(layout: BlobLayout, dtype: DType, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, blobs: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], threads: typing.SupportsInt | typing.SupportsIndex = 0, isa: str = '') -> None:
+    """
+    Writes experts into the blobs at these addresses. threads 0: all usable cores.
+    """
 def set_openmp_hint(path: str) -> None:
     """
     Folder to look for an OpenMP runtime in, if none is loaded yet.
+    """
+def weight_bytes(format: WeightFormat, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Bytes of one expert's codes, scales and zeros, without padding.
     """

@@ -45,8 +45,8 @@ class LayerSpec:
         Whether the experts carry biases.
     quant
         Number format of the experts, one of WEIGHT_FORMATS; None keeps the format of the tensors. What the
-        names mean is written in src/types.h: int4_g32 is 4 bits and a scale for each 32 weights along K, int4z
-        has zero points too, fp8_b128 is e4m3 with a scale for each 128 x 128 block.
+        names mean is written in src/types.h: int4_g32 is 4 bits and a scale for each 32 weights along K,
+        int4z has zero points too, fp8_b128 is e4m3 with a scale for each 128 x 128 block.
     swiglu_alpha, swiglu_limit
         Constants of "swiglu_oai".
 
@@ -78,9 +78,7 @@ class LayerSpec:
                 f"LayerSpec.activation {self.activation!r} is unknown; known: {', '.join(ACTIVATIONS)}"
             )
         if self.quant is not None and self.quant not in WEIGHT_FORMATS:
-            raise ValueError(
-                f"LayerSpec.quant {self.quant!r} is unknown; known: {', '.join(WEIGHT_FORMATS)}"
-            )
+            raise ValueError(f"LayerSpec.quant {self.quant!r} is unknown; known: {', '.join(WEIGHT_FORMATS)}")
 
 
 @dataclass(frozen=True)

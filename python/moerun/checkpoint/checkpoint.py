@@ -18,9 +18,11 @@ import numpy as np
 from moerun.checkpoint.config import read_config
 from moerun.checkpoint.experts import find_experts
 from moerun.checkpoint.families import FAMILIES, family_of, num_layers
+from moerun.checkpoint.fingerprint import fingerprint
 from moerun.checkpoint.formats import refuse_quantised, to_fp32
 from moerun.checkpoint.index import index_tensors
 from moerun.checkpoint.problem import is_text, problem, shown
+from moerun.checkpoint.safetensors_header import TensorInfo
 from moerun.checkpoint.torch_view import map_as_torch
 from moerun.layer_spec import ExpertMemory, LayerSpec
 
@@ -212,6 +214,21 @@ class Checkpoint:
             tensor = self._index.tensors[prefix + name]
             self._map(tensor.file).prefetch(tensor.offset, tensor.nbytes)
 
+    def fingerprint(self, layer_index: int) -> str:
+        """Returns a name for the content of a layer's experts, 32 hexadecimal digits, without reading it all.
+
+        It changes when the files are changed or replaced; see moerun.checkpoint.fingerprint for how.
+
+        Raises
+        ------
+        ValueError, RuntimeError, CheckpointError
+            As `experts`.
+        """
+        prefix = self._experts.prefix(self._check_layer(layer_index))
+        layout = self._experts.layout
+        names = [name for name, _ in (*layout.weights(self._spec), *layout.biases(self._spec))]
+        return fingerprint((self._index.tensors[prefix + name] for name in names), self._content)
+
     def close(self) -> None:
         """Lets go of the files. What `experts` and `tensor` returned stays valid."""
         self._mapped.clear()
@@ -229,6 +246,10 @@ class Checkpoint:
             f"{len(self._experts.layers)} of them with {self._spec.num_experts} experts of "
             f"{self.expert_bytes:,} bytes in {self.expert_dtype}{', closed' if self._closed else ''})"
         )
+
+    def _content(self, tensor: TensorInfo) -> np.ndarray:
+        file: Any = self._map(tensor.file)  # the stub cannot say that it is a buffer
+        return np.frombuffer(file, np.uint8, count=tensor.nbytes, offset=tensor.offset)
 
     def _check_layer(self, layer_index: int) -> int:
         layer = int(operator.index(layer_index))

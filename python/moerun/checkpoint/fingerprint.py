@@ -1,8 +1,9 @@
-"""A short name for the content of some tensors, which changes when they do: the key of what is cached from them.
+"""A short name for the content of some tensors, which changes when they do: a key for what is made of them.
 
-Reading all bytes would take as long as what the cache is to save. So it covers every tensor's name, dtype, shape
-and place, size and time of change of the files, and samples of the content: a file that was replaced, edited or
-downloaded again has another time, and one that was restored with its old time still has other bytes.
+Reading all bytes would take as long as what the cache is to save. So it covers every tensor's name, dtype,
+shape and place, size and time of change of the files, and samples of the content: a file that was replaced,
+edited or downloaded again has another time, and one that was restored with its old time still has other
+bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ def fingerprint(tensors: Iterable[TensorInfo], content: Callable[[TensorInfo], n
     digest = hashlib.blake2b(digest_size=16)
     ordered = sorted(tensors, key=lambda tensor: tensor.name)
     for tensor in ordered:
-        digest.update(f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.file.name} {tensor.offset}\n".encode())
+        digest.update(
+            f"{tensor.name} {tensor.dtype} {tensor.shape} {tensor.file.name} {tensor.offset}\n".encode()
+        )
     for file in sorted({tensor.file for tensor in ordered}):
         digest.update(_file_state(file))
     total = sum(tensor.nbytes for tensor in ordered)
@@ -41,7 +44,7 @@ def fingerprint(tensors: Iterable[TensorInfo], content: Callable[[TensorInfo], n
     for tensor in ordered:
         while wanted and wanted[0] < begin + tensor.nbytes:
             start = wanted.pop(0) - begin
-            digest.update(content(tensor)[start : start + _SAMPLE_BYTES])
+            digest.update(content(tensor)[start : start + _SAMPLE_BYTES].tobytes())
         begin += tensor.nbytes
     return digest.hexdigest()
 

@@ -76,6 +76,8 @@ def quantise_into(
                 isa=isa or "",
             )
         except ValueError as error:
-            raise ValueError(f"among experts {begin} to {begin + len(addresses[some]) - 1}: {error}") from error
+            raise ValueError(
+                f"among experts {begin} to {begin + len(addresses[some]) - 1}: {error}"
+            ) from error
         if on_progress is not None:
             on_progress(len(addresses[some]))
