@@ -32,9 +32,9 @@ const KernelTable& choose_kernels(const std::string& isa) {
 }
 
 Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights) {
-  if (row.bf16_activations && x == DType::bf16 && weights == WeightFormat::bf16)
-    return {&row.bf16_bf16, DType::bf16};
   const int i = static_cast<int>(weights);
+  const bool may_round = x == DType::bf16 || is_quantised(weights);
+  if (may_round && row.bf16_activations[i].gate_up) return {&row.bf16_activations[i], DType::bf16};
   const KernelTable& chosen = row.f32_activations[i].gate_up ? row : ref_kernels();
   return {&chosen.f32_activations[i], DType::f32};
 }

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "cpu/kernel_table.h"
-
 namespace moerun::cpu {
 namespace {
 
@@ -12,11 +10,11 @@ int64_t id_at(const Routing& r, int64_t token, int64_t k) {
   return r.ids_are_64_bit ? static_cast<const int64_t*>(r.ids)[i] : static_cast<const int32_t*>(r.ids)[i];
 }
 
-float weight_at(const Routing& r, int64_t token, int64_t k) {
+float weight_at(const KernelTable& kernels, const Routing& r, int64_t token, int64_t k) {
   const int64_t i = token * r.weights_stride + k;
   if (r.weights_type == DType::f32) return static_cast<const float*>(r.weights)[i];
   float wide;
-  ref_kernels().convert(static_cast<const uint16_t*>(r.weights) + i, r.weights_type, &wide, DType::f32, 1);
+  kernels.convert(static_cast<const uint16_t*>(r.weights) + i, r.weights_type, &wide, DType::f32, 1);
   return wide;
 }
 
@@ -28,8 +26,8 @@ int64_t Groups::largest() const {
   return most;
 }
 
-void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64_t num_experts,
-                     Groups& groups) {
+void group_by_expert(const KernelTable& kernels, const Routing& routing, int64_t first, int64_t count,
+                     int64_t num_experts, Groups& groups) {
   const auto valid = [&](int64_t id) { return id >= 0 && id < num_experts; };
   // A counting sort; `offsets` first counts, then holds where each expert's next pair goes.
   auto& next = groups.offsets;
@@ -52,7 +50,7 @@ void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64
       if (const int64_t id = id_at(routing, t, k); valid(id)) {
         const int32_t at = next[id]++;
         groups.rows[at] = static_cast<int32_t>(t - first);
-        groups.weights[at] = weight_at(routing, t, k);
+        groups.weights[at] = weight_at(kernels, routing, t, k);
       }
   // next[e] is now where expert e ends: keep the ends of the active ones.
   int64_t a = 0;

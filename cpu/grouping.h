@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/kernel_table.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
@@ -33,7 +34,7 @@ struct Groups {
 
 // Fills `groups` (whose memory is reused) with tokens [first, first + count) of the routing; rows count from
 // `first`.
-void group_by_expert(const Routing& routing, int64_t first, int64_t count, int64_t num_experts,
-                     Groups& groups);
+void group_by_expert(const KernelTable& kernels, const Routing& routing, int64_t first, int64_t count,
+                     int64_t num_experts, Groups& groups);
 
 }  // namespace moerun::cpu

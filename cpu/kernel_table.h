@@ -91,11 +91,9 @@ struct LimitKernels {
 
 struct KernelTable {
   const char* isa = nullptr;
-  // Whether x in bf16 with weights in bf16 stays in bf16 (dot products of pairs); otherwise x becomes fp32.
-  bool bf16_activations = false;
-  // By WeightFormat. Null where the row has no kernels of its own yet; see arithmetic() in dispatch.h.
+  // By WeightFormat. Null where the row has no kernels of its own; see arithmetic() in dispatch.h.
   ExpertKernels f32_activations[kWeightFormats];
-  ExpertKernels bf16_bf16;  // bf16 weights, bf16 activations; null unless bf16_activations
+  ExpertKernels bf16_activations[kWeightFormats];
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.
   void (*convert)(const void* from, DType from_type, void* to, DType to_type, int64_t n) = nullptr;
   // Same bytes in every row (see cpu/kernels/quantise_inl.h).

@@ -7,8 +7,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <string>
+#include <utility>
 
 #include "src/error.h"
 
@@ -22,73 +22,100 @@ constexpr size_t kReadBytes = size_t{1} << 20;  // between two looks at the cloc
 constexpr Seconds kDotUnit{100e-6};             // likewise
 constexpr int kSinkFloats = 64;
 
-// One thread's place in the buffer and what it has done, on cache lines of its own.
-struct alignas(64) Lane {
-  const char* share = nullptr;  // [share_bytes] of the buffer, first touched by this thread
-  size_t share_bytes = 0;
-  size_t position = 0;
-  double amount = 0;  // bytes or operations of this repeat
-  uint64_t bits = 0;  // results that the compiler must not drop
-  float sink[kSinkFloats] = {};
-};
+}  // namespace
 
 // Untouched pages: each comes from the memory next to the thread that first writes it.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes) : bytes_(bytes) {
-    data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (data_ == MAP_FAILED) {
+struct LimitMeter::Buffer {
+  explicit Buffer(size_t n) : bytes(n) {
+    data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) {
       throw InvalidState("cannot get " + std::to_string(bytes >> 20) +
                          " MiB of memory to measure the read bandwidth: " + std::strerror(errno) +
                          "; free some, or measure with a smaller buffer");
     }
-    madvise(data_, bytes, MADV_HUGEPAGE);  // the limit is the memory's, not the page tables'
+    madvise(data, bytes, MADV_HUGEPAGE);  // the limit is the memory's, not the page tables'
   }
-  ~Buffer() { munmap(data_, bytes_); }
+  ~Buffer() { munmap(data, bytes); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  char* data() const { return static_cast<char*>(data_); }
-
- private:
-  void* data_ = nullptr;
-  size_t bytes_;
+  void* data = nullptr;
+  size_t bytes;
 };
 
-// What one thread does between two looks at the clock; returns bytes or operations.
-using Unit = std::function<double(Lane&)>;
+// One thread's place in the buffer and what it has done, on cache lines of its own.
+struct alignas(64) LimitMeter::Lane {
+  const char* share = nullptr;  // [share_bytes] of the buffer, first touched by this thread
+  size_t share_bytes = 0;
+  size_t position = 0;
+  double amount = 0;  // bytes or operations of this slice
+  uint64_t bits = 0;  // results that the compiler must not drop
+  float sink[kSinkFloats] = {};
+};
 
-// Every thread repeats `unit` for `seconds`; returns what they did together per second. Time-boxed rather
-// than a fixed amount each, so that one thread that is held up does not leave the others idle at the end.
-double rate(const Team& team, std::vector<Lane>& lanes, const Unit& unit, double seconds) {
+LimitMeter::LimitMeter(const KernelTable& kernels, Team team, int64_t buffer_bytes)
+    : kernels_(kernels), team_(team), lanes_(team.size()) {
+  if (buffer_bytes < threads() * static_cast<int64_t>(kReadBytes)) {
+    throw InvalidArgument("buffer_bytes is " + std::to_string(buffer_bytes) + ", but " +
+                          std::to_string(threads()) + " threads need at least 1 MiB each");
+  }
+  buffer_ = std::make_unique<Buffer>(buffer_bytes);
+  const size_t share = buffer_bytes / threads() / kReadBytes * kReadBytes;
+  team_.run([&](Member member) noexcept {
+    char* begin = static_cast<char*>(buffer_->data) + member.thread * share;
+    std::memset(begin, member.thread + 1, share);
+    lanes_[member.thread].share = begin;
+    lanes_[member.thread].share_bytes = share;
+  });
+}
+
+LimitMeter::~LimitMeter() = default;
+
+std::vector<DType> LimitMeter::dot_types() const {
+  std::vector<DType> types{DType::f32};
+  if (kernels_.bf16_activations[static_cast<int>(WeightFormat::bf16)].gate_up) types.push_back(DType::bf16);
+  return types;
+}
+
+// Every thread repeats `unit`, which returns bytes or operations, for `seconds`; returns what they did
+// together per nanosecond. Time-boxed rather than a fixed amount each, so that one thread that is held up
+// does not leave the others idle at the end.
+template <class Unit>
+double LimitMeter::rate(const Unit& unit, double seconds) {
   const auto start = Clock::now();
   const auto deadline = start + Seconds(seconds);
-  for (Lane& lane : lanes) lane.amount = 0;
-  team.run([&](Member member) noexcept {
-    Lane& lane = lanes[member.thread];
+  for (Lane& lane : lanes_) lane.amount = 0;
+  team_.run([&](Member member) noexcept {
+    Lane& lane = lanes_[member.thread];
     do lane.amount += unit(lane);
     while (Clock::now() < deadline);
   });
   double amount = 0;
-  for (const Lane& lane : lanes) amount += lane.amount;
-  return amount / Seconds(Clock::now() - start).count();
+  for (const Lane& lane : lanes_) amount += lane.amount;
+  return amount / Seconds(Clock::now() - start).count() / 1e9;
 }
 
-double read_next(const KernelTable& kernels, Lane& lane) {
-  lane.bits ^= kernels.limits.read(lane.share + lane.position, kReadBytes);
-  lane.position += kReadBytes;
-  if (lane.position == lane.share_bytes) lane.position = 0;
-  return kReadBytes;
+double LimitMeter::read(double seconds) {
+  return rate(
+      [this](Lane& lane) -> double {
+        if (lane.share == nullptr) return 0;  // the runtime gave fewer threads than asked for
+        lane.bits ^= kernels_.limits.read(lane.share + lane.position, kReadBytes);
+        lane.position = (lane.position + kReadBytes) % lane.share_bytes;
+        return kReadBytes;
+      },
+      seconds);
 }
 
-// Rounds of multiply-adds that take about kDotUnit.
-int64_t dot_rounds(const KernelTable& kernels, DType type, Lane& lane) {
-  for (int64_t rounds = 64;; rounds *= 2) {
-    const auto start = Clock::now();
-    kernels.limits.dot(type, rounds, lane.sink);
-    if (Clock::now() - start >= kDotUnit) return rounds;
+double LimitMeter::dot(DType type, double seconds) {
+  int64_t rounds = 64;  // of multiply-adds between two looks at the clock
+  for (auto start = Clock::now();; start = Clock::now(), rounds *= 2) {
+    kernels_.limits.dot(type, rounds, lanes_[0].sink);
+    if (Clock::now() - start >= kDotUnit) break;
   }
+  return rate([&](Lane& lane) { return kernels_.limits.dot(type, rounds, lane.sink); }, seconds);
 }
+
+namespace {
 
 Figure summarise(std::vector<double> rates) {
   std::sort(rates.begin(), rates.end());
@@ -101,53 +128,31 @@ Figure summarise(std::vector<double> rates) {
   return figure;
 }
 
-std::vector<Lane> share_out(const Team& team, const Buffer& buffer, size_t bytes) {
-  std::vector<Lane> lanes(team.size());
-  const size_t share = bytes / team.size() / kReadBytes * kReadBytes;
-  team.run([&](Member member) noexcept {
-    char* begin = buffer.data() + member.thread * share;
-    std::memset(begin, member.thread + 1, share);
-    lanes[member.thread].share = begin;
-    lanes[member.thread].share_bytes = share;
-  });
-  return lanes;
-}
-
-void check(const MeasureOptions& options, int threads) {
-  if (options.buffer_bytes < threads * static_cast<int64_t>(kReadBytes)) {
-    throw InvalidArgument("buffer_bytes is " + std::to_string(options.buffer_bytes) + ", but " +
-                          std::to_string(threads) + " threads need at least 1 MiB each");
-  }
+void check(const MeasureOptions& options) {
   if (!(options.seconds > 0 && options.seconds <= 60)) throw InvalidArgument("seconds must be in (0, 60]");
   if (options.repeats < 1) throw InvalidArgument("repeats must be at least 1");
 }
 
 }  // namespace
 
-Limits measure_limits(const KernelTable& kernels, const Team& team, const MeasureOptions& options) {
-  check(options, team.size());
-  const Buffer buffer(options.buffer_bytes);
-  std::vector<Lane> lanes = share_out(team, buffer, options.buffer_bytes);
+Limits measure_limits(const KernelTable& kernels, Team team, const MeasureOptions& options) {
+  check(options);
+  LimitMeter meter(kernels, team, options.buffer_bytes);
+  const std::vector<DType> types = meter.dot_types();
+  const double slice = options.seconds / options.repeats;
 
-  std::vector<DType> types{DType::f32};
-  if (kernels.bf16_activations) types.push_back(DType::bf16);
-  std::vector<Unit> units{[&](Lane& lane) { return read_next(kernels, lane); }};
-  for (DType type : types) {
-    const int64_t rounds = dot_rounds(kernels, type, lanes[0]);
-    units.push_back(
-        [&kernels, type, rounds](Lane& lane) { return kernels.limits.dot(type, rounds, lane.sink); });
+  std::vector<double> read_rates;
+  std::vector<std::vector<double>> dot_rates(types.size());
+  for (int repeat = 0; repeat < options.repeats; ++repeat) {
+    read_rates.push_back(meter.read(slice));
+    for (size_t i = 0; i < types.size(); ++i) dot_rates[i].push_back(meter.dot(types[i], slice));
   }
 
-  std::vector<std::vector<double>> rates(units.size());
-  for (int repeat = 0; repeat < options.repeats; ++repeat)
-    for (size_t i = 0; i < units.size(); ++i)
-      rates[i].push_back(rate(team, lanes, units[i], options.seconds / options.repeats) / 1e9);
-
   Limits limits;
-  limits.threads = team.size();
+  limits.threads = meter.threads();
   limits.buffer_bytes = options.buffer_bytes;
-  limits.read_gb_per_s = summarise(rates[0]);
-  for (size_t i = 0; i < types.size(); ++i) limits.dot.push_back({types[i], summarise(rates[i + 1])});
+  limits.read_gb_per_s = summarise(std::move(read_rates));
+  for (size_t i = 0; i < types.size(); ++i) limits.dot.push_back({types[i], summarise(dot_rates[i])});
   return limits;
 }
 

@@ -2,6 +2,7 @@
 // of its memory and its dot-product peak. Called by doctor and the benches.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/kernel_table.h"
@@ -35,9 +36,37 @@ struct MeasureOptions {
   int repeats = 9;
 };
 
+// Measures one slice of time a call, with every thread of `team`; the benches put slices between their own
+// measurements. Not thread-safe.
+class LimitMeter {
+ public:
+  // Throws InvalidArgument if the buffer is too small for the team, InvalidState if there is no memory.
+  LimitMeter(const KernelTable& kernels, Team team, int64_t buffer_bytes);
+  ~LimitMeter();
+
+  int threads() const { return team_.size(); }
+  // fp32, and bf16 where the kernels multiply it directly.
+  std::vector<DType> dot_types() const;
+  // GB/s of reading the buffer in order; a call goes on where the last one stopped.
+  double read(double seconds);
+  // GFLOP/s in registers; `type` is one of dot_types().
+  double dot(DType type, double seconds);
+
+ private:
+  struct Buffer;
+  struct Lane;
+  template <class Unit>
+  double rate(const Unit& unit, double seconds);
+
+  const KernelTable& kernels_;
+  const Team team_;
+  std::unique_ptr<Buffer> buffer_;
+  std::vector<Lane> lanes_;
+};
+
 // Measures with every thread of `team`. The measurements take turns, one repeat each, so that a disturbance
 // of a second falls on all of them. Throws InvalidArgument on options that make no sense, InvalidState if
 // there is no memory.
-Limits measure_limits(const KernelTable& kernels, const Team& team, const MeasureOptions& options);
+Limits measure_limits(const KernelTable& kernels, Team team, const MeasureOptions& options);
 
 }  // namespace moerun::cpu

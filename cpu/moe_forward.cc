@@ -39,7 +39,7 @@ void MoeForward::run(const LayerView& layer, const Batch& batch, Observer& obser
   const int64_t part = tokens_per_part(layer, batch, sizeof(float));
   for (int64_t first = 0; first < tokens; first += part) {
     const int64_t count = std::min(part, tokens - first);
-    group_by_expert(batch.routing, first, count, layer.num_experts, groups_);
+    group_by_expert(kernels_, batch.routing, first, count, layer.num_experts, groups_);
     run_part(layer, batch, first, count);
     observer.on_groups(groups_);
     observer.on_spans(spans_, count);

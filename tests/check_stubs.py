@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import subprocess
 import sys
@@ -16,7 +17,8 @@ def generate() -> str:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pybind11_stubgen", "moerun._core", "-o", folder]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        return (Path(folder) / "moerun" / "_core.pyi").read_text()
+        text = (Path(folder) / "moerun" / "_core.pyi").read_text()
+    return ast.unparse(ast.parse(text)) + "\n"  # the generator's layout depends on which formatters it finds
 
 
 def main() -> int:

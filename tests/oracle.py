@@ -128,8 +128,7 @@ class Expected:
         token, column = divmod(int(ratio.argmax()), got.shape[1])
         of_tokens, of_columns = (wrong.any(d).nonzero().flatten().tolist()[:20] for d in (1, 0))
         raise AssertionError(
-            f"{int(wrong.sum())} of {wrong.numel()} outputs are off; "
-            f"worst at token {token}, column {column}: "
+            f"{int(wrong.sum())} of {wrong.numel()} outputs are off, most at token {token}, column {column}: "
             f"got {got[token, column].item()!r}, expected {self.value[token, column].item()!r} within "
             f"{allowed[token, column].item():.3g}; tokens {of_tokens}, columns {of_columns}"
         )

@@ -15,10 +15,9 @@ double dot(DType, int64_t rounds, float* sink) {
 
 constexpr KernelTable kTable = {
     .isa = "avx2",
-    .bf16_activations = false,
     .f32_activations = {expert_kernels<F32Dot<DType::f32>>(), expert_kernels<F32Dot<DType::f16>>(),
                         expert_kernels<F32Dot<DType::bf16>>()},
-    .bf16_bf16 = {},
+    .bf16_activations = {},
     .convert = convert,
     .quantise = avx2_quantise,
     .limits = {.read = read_memory, .dot = dot},

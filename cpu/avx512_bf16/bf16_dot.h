@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "cpu/avx512/simd.h"
+#include "cpu/kernels/f32_dot_inl.h"
 
 namespace moerun::cpu {
 namespace {
@@ -15,14 +16,20 @@ struct Bf16Dot {
   using X = uint16_t;
   using Vec = Simd::F;  // 32 bf16, or 16 pairs of a panel
   using Acc = Simd::F;
+  using Row = const char*;
+  static constexpr bool scaled = false;
   static constexpr DType weight_type = DType::bf16;
   static constexpr DType activation_type = DType::bf16;
   static constexpr int step = 32;
+  static constexpr int64_t step_bytes = 64;
   static constexpr int group = 2;
 
-  static Vec weights(const void* w) { return _mm512_loadu_ps(w); }
-  static Vec weights(const void* w, int n) {
-    return Simd::from_bits(_mm512_maskz_loadu_epi16((uint32_t{1} << n) - 1, w));
+  static int64_t row_bytes(const MatrixView& m) { return m.row_stride * 2; }
+  static Row row(const MatrixView& m, int64_t n) { return element<DType::bf16>(m, n, 0); }
+  static const char* address(Row r, int64_t k) { return r + k * 2; }
+  static Vec weights(Row r, int64_t k) { return _mm512_loadu_ps(address(r, k)); }
+  static Vec weights(Row r, int64_t k, int n) {
+    return Simd::from_bits(_mm512_maskz_loadu_epi16((uint32_t{1} << n) - 1, address(r, k)));
   }
   static Vec activations(const X* x) { return _mm512_loadu_ps(x); }
   static Vec broadcast(const X* x) {

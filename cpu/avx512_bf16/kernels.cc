@@ -1,6 +1,7 @@
-// The AVX-512-BF16 row: the AVX-512 row, and bf16 activations with bf16 weights.
+// The AVX-512-BF16 row: the AVX-512 row, and bf16 activations with bf16 and quantised weights.
 #include "cpu/avx512/simd.h"
 #include "cpu/avx512_bf16/bf16_dot.h"
+#include "cpu/avx512_bf16/quantised_dots.h"
 // after Simd
 #include "cpu/kernels/f32_dot_inl.h"
 #include "cpu/kernels/limits_inl.h"
@@ -16,8 +17,20 @@ double dot(DType type, int64_t rounds, float* sink) {
 KernelTable make_table() {
   KernelTable table = avx512_kernels();
   table.isa = "avx512_bf16";
-  table.bf16_activations = true;
-  table.bf16_bf16 = expert_kernels<Bf16Dot>();
+  const auto at = [&](WeightFormat f) -> ExpertKernels& {
+    return table.bf16_activations[static_cast<int>(f)];
+  };
+  at(WeightFormat::bf16) = expert_kernels<Bf16Dot>();
+  at(WeightFormat::int8) = expert_kernels<CodedDot<WeightFormat::int8>>();
+  at(WeightFormat::int8_g128) = expert_kernels<CodedDot<WeightFormat::int8_g128>>();
+  at(WeightFormat::int4_g32) = expert_kernels<CodedDot<WeightFormat::int4_g32>>();
+  at(WeightFormat::int4_g64) = expert_kernels<CodedDot<WeightFormat::int4_g64>>();
+  at(WeightFormat::int4_g128) = expert_kernels<CodedDot<WeightFormat::int4_g128>>();
+  at(WeightFormat::int4z_g32) = expert_kernels<CodedDot<WeightFormat::int4z_g32>>();
+  at(WeightFormat::int4z_g64) = expert_kernels<CodedDot<WeightFormat::int4z_g64>>();
+  at(WeightFormat::int4z_g128) = expert_kernels<CodedDot<WeightFormat::int4z_g128>>();
+  at(WeightFormat::fp8_b128) = expert_kernels<CodedDot<WeightFormat::fp8_b128>>();
+  at(WeightFormat::mxfp4) = expert_kernels<CodedDot<WeightFormat::mxfp4>>();
   table.limits.dot = dot;
   return table;
 }

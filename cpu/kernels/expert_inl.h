@@ -30,9 +30,8 @@ inline bool few_tokens(int64_t tokens, const MatrixView& matrix) {
 template <class D>
 inline void multiply_rows(const RowGroup& g, int64_t k_count, const typename D::X* const* x, int64_t tokens,
                           float* c, int64_t c_stride, const RowGroup* next) {
-  dot_rows<D>(element<D::weight_type>(g.matrix, g.row, 0), g.matrix.row_stride * size_of(D::weight_type),
-              g.count, k_count, x, tokens, c, c_stride,
-              next ? element<D::weight_type>(next->matrix, next->row, 0) : nullptr);
+  const char* then = next ? D::address(D::row(next->matrix, next->row), 0) : nullptr;
+  dot_rows<D>(g.matrix, g.row, g.count, k_count, x, tokens, c, c_stride, then);
 }
 
 // The thread's scratch: a packed panel, then the sums of a block of rows.

@@ -2,10 +2,12 @@
 // Simd.
 //
 // A Dot is what the two kernels (rows_inl.h, panel_inl.h) are templates over:
-//   X          an activation in memory
-//   Vec        a register of weights or activations; Acc a register of sums
-//   step       elements of K in one Vec of a row
-//   group      consecutive elements of K that one lane of a packed panel holds
+//   X            an activation in memory
+//   Vec          a register of weights or activations; Acc a register of sums
+//   Row          a row of a weight matrix, to be read from any multiple of `step` on
+//   step         elements of K in one Vec of a row; step_bytes what they take in memory
+//   group        consecutive elements of K that one lane of a packed panel holds
+//   scaled       whether rows are codes with scales: then codes(row, k) * scale(row, k) are the weights
 #pragma once
 #include "src/types.h"
 
@@ -13,17 +15,30 @@ namespace moerun::cpu {
 namespace {
 
 template <DType W>
+inline const char* element(const MatrixView& m, int64_t row, int64_t k) {
+  return static_cast<const char*>(m.data) + (row * m.row_stride + k * m.col_stride) * size_of(W);
+}
+
+template <DType W>
 struct F32Dot {
   using X = float;
   using Vec = Simd::F;
   using Acc = Simd::F;
+  using Row = const char*;
+  static constexpr bool scaled = false;
   static constexpr DType weight_type = W;
   static constexpr DType activation_type = DType::f32;
   static constexpr int step = Simd::lanes;
+  static constexpr int64_t step_bytes = step * size_of(W);
   static constexpr int group = 1;
 
-  static Vec weights(const void* w) { return Simd::load_as<W>(w); }
-  static Vec weights(const void* w, int n) { return Simd::load_as<W>(w, n); }  // the rest is zero
+  static int64_t row_bytes(const MatrixView& m) { return m.row_stride * size_of(W); }
+  static Row row(const MatrixView& m, int64_t n) { return element<W>(m, n, 0); }
+  static const char* address(Row r, int64_t k) { return r + k * size_of(W); }
+  static Vec weights(Row r, int64_t k) { return Simd::load_as<W>(address(r, k)); }
+  static Vec weights(Row r, int64_t k, int n) {
+    return Simd::load_as<W>(address(r, k), n);
+  }  // the rest is zero
   static Vec activations(const X* x) { return Simd::load(x); }
   static Vec broadcast(const X* x) { return Simd::set1(*x); }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Simd::fmadd(a, b, c); }

@@ -28,11 +28,6 @@ struct RowGroup {
   int64_t count = 0;
 };
 
-template <DType W>
-inline const char* element(const MatrixView& m, int64_t row, int64_t k) {
-  return static_cast<const char*>(m.data) + (row * m.row_stride + k * m.col_stride) * size_of(W);
-}
-
 // The memory of the next panel, to be prefetched in small portions meanwhile: one run of bytes for each half.
 class Ahead {
  public:
@@ -61,13 +56,16 @@ inline void prefetch_lines(const char*& from, int lines) {
 
 template <class D>
 inline void pack_contiguous(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
-  constexpr DType W = D::weight_type;
   for (int64_t k = 0; k < k_count; k += D::step) {
     const int64_t left = smaller(D::step, k_count - k);
     typename D::Vec r[Simd::lanes];
     for (int i = 0; i < Simd::lanes; ++i) {
-      const char* from = element<W>(g.matrix, g.row + i, k0 + k);
-      r[i] = i >= g.count ? Simd::zero() : left == D::step ? D::weights(from) : D::weights(from, left);
+      if (i >= g.count) {
+        r[i] = Simd::zero();
+        continue;
+      }
+      const typename D::Row row = D::row(g.matrix, g.row + i);
+      r[i] = left == D::step ? D::weights(row, k0 + k) : D::weights(row, k0 + k, static_cast<int>(left));
     }
     Simd::transpose(r);
     const int64_t groups = (left + D::group - 1) / D::group;
@@ -78,11 +76,10 @@ inline void pack_contiguous(const RowGroup& g, int64_t k0, int64_t k_count, type
 // Full blocks of contiguous rows: the same without the tests.
 template <class D>
 inline void pack_contiguous_full(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
-  constexpr DType W = D::weight_type;
   for (int64_t k = 0; k < k_count; k += D::step) {
     typename D::Vec r[Simd::lanes];
 #pragma GCC unroll 16
-    for (int i = 0; i < Simd::lanes; ++i) r[i] = D::weights(element<W>(g.matrix, g.row + i, k0 + k));
+    for (int i = 0; i < Simd::lanes; ++i) r[i] = D::weights(D::row(g.matrix, g.row + i), k0 + k);
     Simd::transpose(r);
 #pragma GCC unroll 16
     for (int i = 0; i < Simd::lanes; ++i) panel[2 * (k / D::group + i)] = r[i];
@@ -119,7 +116,8 @@ inline void pack_columns(const RowGroup& g, int64_t k0, int64_t k_count, typenam
 
 template <class D>
 inline void pack(const RowGroup& g, int64_t k0, int64_t k_count, typename D::Vec* panel) {
-  if (g.matrix.col_stride != 1) return pack_columns<D>(g, k0, k_count, panel);
+  if constexpr (!D::scaled)
+    if (g.matrix.col_stride != 1) return pack_columns<D>(g, k0, k_count, panel);
   if (g.count == Simd::lanes && k_count % D::step == 0) return pack_contiguous_full<D>(g, k0, k_count, panel);
   pack_contiguous<D>(g, k0, k_count, panel);
 }
@@ -181,12 +179,11 @@ void multiply_panel(const RowGroup (&halves)[2], int64_t k_count, int64_t k_bloc
   const int64_t blocks = (k_count + k_block - 1) / k_block;
   k_block = ((k_count + blocks - 1) / blocks + 63) / 64 * 64;  // as even as can be
   const int64_t tiles = (tokens + Simd::tile_tokens - 1) / Simd::tile_tokens;
-  constexpr int64_t lines_per_step = 2 * lanes * D::step * size_of(D::weight_type) / 64;
+  constexpr int64_t lines_per_step = 2 * lanes * D::step_bytes / 64;
   Ahead ahead;
   if (next && next[0].matrix.col_stride == 1) {
-    const auto begin = [&](const RowGroup& g) { return element<D::weight_type>(g.matrix, g.row, 0); };
-    ahead =
-        Ahead(begin(next[0]), begin(next[1]), lanes * next[0].matrix.row_stride * size_of(D::weight_type));
+    const auto begin = [](const RowGroup& g) { return D::address(D::row(g.matrix, g.row), 0); };
+    ahead = Ahead(begin(next[0]), begin(next[1]), lanes * D::row_bytes(next[0].matrix));
   }
   for (int64_t k0 = 0; k0 < k_count; k0 += k_block) {
     const int64_t block = smaller(k_block, k_count - k0), entries = (block + D::group - 1) / D::group;

@@ -24,9 +24,15 @@ inline float load_scale(const void* scales, ScaleType type, int64_t i) {
 }
 
 inline float plain_value(const MatrixView& m, DType type, int64_t i) {
-  if (type == DType::f32) return static_cast<const float*>(m.data)[i];
-  uint16_t half;  // weights in a mapped file need not be aligned
-  std::memcpy(&half, static_cast<const char*>(m.data) + i * 2, 2);
+  // Weights in a mapped file need not be aligned.
+  const char* from = static_cast<const char*>(m.data) + i * size_of(type);
+  if (type == DType::f32) {
+    float single;
+    std::memcpy(&single, from, sizeof(single));
+    return single;
+  }
+  uint16_t half;
+  std::memcpy(&half, from, sizeof(half));
   return type == DType::f16 ? from_f16(half) : from_bf16(half);
 }
 

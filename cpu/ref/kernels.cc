@@ -117,9 +117,8 @@ template <int... Formats>
 constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
   return {
       .isa = "ref",
-      .bf16_activations = false,
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
-      .bf16_bf16 = {},
+      .bf16_activations = {},
       .convert = convert,
       .quantise = ref_quantise,
       .limits = {.read = read, .dot = dot_peak},

@@ -93,6 +93,17 @@ void bind_doctor(py::module_& m) {
   m.def("measure_limits", &measure_limits, py::arg("threads"), py::arg("buffer_bytes"), py::arg("isa") = "",
         py::arg("seconds") = 1.0, py::arg("repeats") = 9,
         "Read bandwidth (GB/s) and dot-product peak (GFLOP/s by format), each measured for `seconds`.");
+  py::class_<cpu::LimitMeter>(m, "LimitMeter", "Measures the machine's limits one slice of time a call.")
+      .def(py::init([](int threads, int64_t buffer_bytes, const std::string& isa) {
+             return std::make_unique<cpu::LimitMeter>(cpu::choose_kernels(isa), cpu::Team(threads),
+                                                      buffer_bytes);
+           }),
+           py::arg("threads"), py::arg("buffer_bytes"), py::arg("isa") = "")
+      .def_property_readonly("dot_types", &cpu::LimitMeter::dot_types)
+      .def("read", &cpu::LimitMeter::read, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+           "GB/s of reading the buffer in order.")
+      .def("dot", &cpu::LimitMeter::dot, py::arg("type"), py::arg("seconds"),
+           py::call_guard<py::gil_scoped_release>(), "GFLOP/s of multiply-adds in registers.");
   m.def("probe_gpu", &probe_gpu, "CUDA devices, or the reason why there are none.");
   m.def("openmp_runtime", &cpu::openmp_runtime, "Path of the OpenMP runtime in use, or why there is none.");
   m.def("set_openmp_hint", &cpu::set_openmp_hint, py::arg("path"),

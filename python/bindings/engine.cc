@@ -6,6 +6,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <deque>
+
 #include "python/bindings/bindings.h"
 #include "python/bindings/expert_views.h"
 #include "src/error.h"
@@ -25,15 +27,41 @@ std::shared_ptr<void> hold(py::object owner) {
   });
 }
 
-// Joining the scheduler's thread while holding the GIL could deadlock with hold().
-struct DeleteWithoutGil {
-  void operator()(Engine* engine) const {
+// An engine, and the arrays of submitted batches: they must live until the work is done, also if the caller
+// drops the handle before. Guarded by the GIL.
+class PythonEngine {
+ public:
+  explicit PythonEngine(const EngineOptions& options) : engine_(options) {}
+
+  // Joining the scheduler's thread while holding the GIL could deadlock with hold().
+  ~PythonEngine() {
     const py::gil_scoped_release release;
-    delete engine;
+    engine_.close();
   }
+
+  Engine& operator*() { return engine_; }
+
+  std::shared_ptr<Job> submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch,
+                              py::object arrays) {
+    while (!submitted_.empty() && submitted_.front().first->wait_for(std::chrono::milliseconds(0))) {
+      const auto done =
+          std::move(submitted_.front());  // its arrays go after it left the queue: that may run anything
+      submitted_.pop_front();
+    }
+    const auto job = [&] {
+      const py::gil_scoped_release release;
+      return engine_.submit(layer, batch);
+    }();
+    submitted_.emplace_back(job, std::move(arrays));
+    return job;
+  }
+
+ private:
+  std::deque<std::pair<std::shared_ptr<Job>, py::object>> submitted_;  // in the order of submission, nearly
+  Engine engine_;
 };
 
-std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+std::shared_ptr<Layer> add_layer(PythonEngine& engine, int64_t hidden, int64_t inter, int64_t top_k,
                                  WeightFormat format, const ActivationSpec& activation, const Addresses& gate,
                                  const Addresses& up, const Addresses& down, const Strides& gate_up_strides,
                                  const Strides& down_strides, const Biases& gate_bias, const Biases& up_bias,
@@ -47,12 +75,12 @@ std::shared_ptr<Layer> add_layer(Engine& engine, int64_t hidden, int64_t inter, 
                          .top_k = top_k,
                          .format = format,
                          .activation = activation};
-  return engine.add_layer(shape, std::move(experts),
-                          hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
+  return (*engine).add_layer(shape, std::move(experts),
+                             hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
 }
 
 // Experts that lie in blobs (src/expert_store/blob_layout.h).
-std::shared_ptr<Layer> add_blobs(Engine& engine, int64_t hidden, int64_t inter, int64_t top_k,
+std::shared_ptr<Layer> add_blobs(PythonEngine& engine, int64_t hidden, int64_t inter, int64_t top_k,
                                  WeightFormat format, const ActivationSpec& activation, bool bias,
                                  const Addresses& blobs, const py::object& owner) {
   const BlobLayout layout = blob_layout(format, hidden, inter, bias);
@@ -68,7 +96,7 @@ std::shared_ptr<Layer> add_blobs(Engine& engine, int64_t hidden, int64_t inter, 
                          .top_k = top_k,
                          .format = format,
                          .activation = activation};
-  return engine.add_layer(shape, std::move(experts), hold(owner));
+  return (*engine).add_layer(shape, std::move(experts), hold(owner));
 }
 
 // (address, type, elements from row to row)
@@ -103,7 +131,7 @@ cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t output
           .weights_type = weights_type};
 }
 
-void run_linear(Engine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
+void run_linear(PythonEngine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
                 const Rows& out) {
   cpu::LinearBatch batch;
   batch.x = reinterpret_cast<const void*>(std::get<0>(x));
@@ -113,7 +141,7 @@ void run_linear(Engine& engine, const cpu::LinearView& layer, int64_t tokens, co
   batch.out_type = std::get<1>(out);
   batch.out_stride = std::get<2>(out);
   batch.tokens = tokens;
-  engine.linear(layer, batch);
+  (*engine).linear(layer, batch);
 }
 
 // Waits in slices, so that Ctrl-C is seen.
@@ -181,9 +209,9 @@ void bind_engine(py::module_& m) {
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
            py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
 
-  py::class_<Engine, std::unique_ptr<Engine, DeleteWithoutGil>>(m, "Engine")
+  py::class_<PythonEngine>(m, "Engine")
       .def(py::init([](int cpu_threads, std::string isa) {
-             return std::unique_ptr<Engine, DeleteWithoutGil>(new Engine({cpu_threads, std::move(isa)}));
+             return std::make_unique<PythonEngine>(EngineOptions{cpu_threads, std::move(isa)});
            }),
            py::arg("cpu_threads") = 0, py::arg("isa") = "")
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
@@ -194,24 +222,28 @@ void bind_engine(py::module_& m) {
            py::arg("activation"), py::arg("bias"), py::arg("blobs"), py::arg("owner"))
       .def(
           "forward",
-          [](Engine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) { e.forward(*layer, b); },
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const cpu::Batch& b) {
+            (*e).forward(*layer, b);
+          },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &Engine::submit, py::arg("layer"), py::arg("batch"),
-           py::call_guard<py::gil_scoped_release>())
+      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
       .def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::call_guard<py::gil_scoped_release>())
       .def("stats",
-           [](const Engine& e) {
+           [](PythonEngine& e) {
              EngineStats s;
              {
                const py::gil_scoped_release release;
-               s = e.stats();
+               s = (*e).stats();
              }
              return to_dict(s);
            })
-      .def("write_trace", &Engine::write_trace, py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def("close", &Engine::close, py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("closed", &Engine::closed);
+      .def(
+          "write_trace", [](PythonEngine& e, const std::string& path) { (*e).write_trace(path); },
+          py::arg("path"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "close", [](PythonEngine& e) { (*e).close(); }, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
 }
 
 }  // namespace moerun

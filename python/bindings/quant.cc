@@ -3,6 +3,8 @@
 
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
+#include "cpu/team.h"
+#include "cpu/work_ranges.h"
 #include "python/bindings/bindings.h"
 #include "python/bindings/expert_views.h"
 #include "src/error.h"

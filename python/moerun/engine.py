@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from moerun import _core, tensors
-from moerun.layer_spec import ExpertBlobs, ExpertMemory, LayerSpec
+from moerun.layer_spec import DTYPES, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.linear import Linear
 
 if TYPE_CHECKING:
     from moerun.checkpoint import Checkpoint
+
+
+# More than any machine has cores; OpenMP runtimes end the process when they cannot start a thread.
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class EngineConfig:
     Raises
     ------
     ValueError
-        An unknown device, or a number of threads below one.
+        An unknown device or row of the kernel table, or threads outside of 1 .. MOST_THREADS.
     """
 
     device: str = "auto"
@@ -54,6 +58,10 @@ class EngineConfig:
             isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1
         ):
             raise ValueError(f"cpu_threads must be a positive integer or None, got {threads!r}")
+        if threads is not None and threads > MOST_THREADS:
+            raise ValueError(f"cpu_threads is {threads}, but an engine has at most {MOST_THREADS}")
+        if self.isa is not None and not isinstance(self.isa, str):
+            raise ValueError(f"isa must be a string or None, got {self.isa!r}")
 
 
 class Engine:
@@ -107,15 +115,21 @@ class Engine:
 
         Raises
         ------
-        ValueError
+        ValueError, TypeError
             A tensor that is missing, not expected, or of another shape or type than the spec says; a weight
             that ``spec.quant`` cannot hold.
         """
-        memory = tensors if isinstance(tensors, ExpertMemory | ExpertBlobs) else _memory_of(spec, tensors)
+        if not isinstance(spec, LayerSpec):
+            raise TypeError(f"spec must be a LayerSpec, got {type(spec).__name__}")
+        if not isinstance(tensors, (Mapping, ExpertMemory, ExpertBlobs)):
+            raise TypeError(
+                f"tensors must be a dict, an ExpertMemory or ExpertBlobs, got {type(tensors).__name__}"
+            )
+        memory = _memory_of(spec, tensors) if isinstance(tensors, Mapping) else tensors
+        _check_memory(spec, memory)
         if isinstance(memory, ExpertMemory) and spec.quant not in (None, memory.dtype):
             from moerun.quant import quantise_layer
 
-            _check_experts(spec, len(memory.gate))
             memory = quantise_layer(spec, memory, spec.quant, self.config.cpu_threads, self.config.isa)
         layer = Layer(self, spec, self._add(spec, memory))
         self._layers.append(layer)
@@ -173,14 +187,12 @@ class Engine:
             "owner": memory.owner,
         }
         if isinstance(memory, ExpertBlobs):
-            _check_experts(spec, len(memory.addresses))
             return self._core.add_blobs(
                 **common,
                 format=getattr(_core.WeightFormat, memory.format),
                 bias=memory.bias,
                 blobs=memory.addresses,
             )
-        _check_experts(spec, len(memory.gate))
         return self._core.add_layer(
             **common,
             format=getattr(_core.WeightFormat, memory.dtype),
@@ -285,7 +297,7 @@ class Layer:
         submission. ``stream`` orders the work after a CUDA stream and is ignored for arrays in host memory.
         """
         call = _Call(self.spec, x, topk_ids, topk_weights, None)
-        return Handle(call, self.engine._core.submit(self._core, call.batch))
+        return Handle(call, self.engine._core.submit(self._core, call.batch, call))
 
     def hint(self, next_ids: Any, scores: Any = None) -> None:
         """Tells which experts the next batch will probably use, for prefetching.
@@ -313,9 +325,7 @@ class Handle:
         result = self._call.finish()
         if out is None:
             return result
-        if tuple(out.shape) != tuple(result.shape):
-            raise ValueError(f"out must be {list(result.shape)}, got {list(out.shape)}")
-        out[...] = result
+        tensors.copy(result, tensors.as_output(out, tuple(result.shape)))
         return out
 
     def done(self) -> bool:
@@ -326,7 +336,7 @@ class Handle:
 class _Call:
     """One checked batch: keeps its arrays alive and knows what to return."""
 
-    __slots__ = ("_keep", "_result", "_target", "batch")
+    __slots__ = ("_keep", "_out", "_result", "_target", "batch")
 
     def __init__(self, spec: LayerSpec, x: Any, ids: Any, weights: Any, out: Any) -> None:
         given = x = tensors.as_array(x, "x")
@@ -348,11 +358,13 @@ class _Call:
         weights_type = tensors.float_type(weights, "topk_weights")
 
         x, ids, weights = (tensors.with_contiguous_rows(tensors.on_host(a)) for a in (x, ids, weights))
-        self._target = out
-        if out is None:
-            result = tensors.empty_like(x, (tokens, spec.hidden_size))
+        shape = (tokens, spec.hidden_size)
+        self._out = out
+        self._target = None if out is None else tensors.as_output(out, shape)
+        if self._target is not None and self._can_write(x, ids, weights):
+            result = self._target
         else:
-            result = self._host_output(out, tokens, spec.hidden_size)
+            result = tensors.empty_like(x if out is None else tensors.on_host(self._target), shape)
         self._result = result
         self._keep = (given, x, ids, weights)
         self.batch = _core.Batch(
@@ -366,23 +378,29 @@ class _Call:
             out=(tensors.address(result), tensors.float_type(result, "out"), _row_stride(result)),
         )
 
-    def _host_output(self, out: Any, tokens: int, hidden: int) -> Any:
-        """`out` itself if the core can write into it, else a temporary that finish() copies from."""
-        out = tensors.as_array(out, "out")
-        if tuple(out.shape) != (tokens, hidden):
-            raise ValueError(f"out must be [{tokens}, {hidden}], got {list(out.shape)}")
-        tensors.float_type(out, "out")
-        on_host = not tensors.is_torch(out) or (out.device.type == "cpu" and not out.requires_grad)
-        if on_host and tensors.with_contiguous_rows(out) is out and _row_stride(out) >= hidden:
-            return out
-        return tensors.empty_like(tensors.on_host(out), (tokens, hidden))
+    def _can_write(self, x: Any, ids: Any, weights: Any) -> bool:
+        """Whether the core can write into the caller's array; else finish() copies into it."""
+        out: Any = self._target
+        if tensors.is_torch(out) and out.device.type != "cpu":
+            return False
+        if tensors.with_contiguous_rows(out) is not out or _row_stride(out) < out.shape[1]:
+            return False
+        # An output row may take the place of its own input row, but of nothing else that is still to be read.
+        in_place = (
+            tensors.address(out) == tensors.address(x)
+            and _row_stride(out) == _row_stride(x)
+            and tensors.dtype_name(out) == tensors.dtype_name(x)
+        )
+        return (in_place or not tensors.overlap(out, x)) and not any(
+            tensors.overlap(out, a) for a in (ids, weights)
+        )
 
     def finish(self) -> Any:
         """The result where the caller wants it; call when the core is done."""
         if self._target is not None:
             if self._target is not self._result:
-                self._target[...] = self._result
-            return self._target
+                tensors.copy(self._result, self._target)
+            return self._out
         given = self._keep[0]
         if tensors.is_torch(given) and given.device.type != "cpu":
             return self._result.to(given.device)
@@ -393,9 +411,21 @@ def _row_stride(array: Any) -> int:
     return tensors.strides(array)[0]
 
 
-def _check_experts(spec: LayerSpec, found: int) -> None:
-    if found != spec.num_experts:
-        raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {found}")
+def _check_memory(spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> None:
+    if isinstance(memory, ExpertBlobs):
+        experts, name, known = len(memory.addresses), memory.format, WEIGHT_FORMATS
+        if memory.bias != spec.bias:
+            raise ValueError(f"the spec says bias={spec.bias}, the blobs have bias={memory.bias}")
+        if spec.quant not in (None, memory.format):
+            raise ValueError(f"the spec says {spec.quant}, the blobs hold {memory.format}")
+    else:
+        experts, name, known = len(memory.gate), memory.dtype, DTYPES
+    if experts != spec.num_experts:
+        raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {experts}")
+    if name not in known:
+        raise ValueError(
+            f"{type(memory).__name__} has the unknown format {name!r}; known: {', '.join(known)}"
+        )
 
 
 def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
@@ -416,6 +446,7 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     for name, shape in expected.items():
         if tuple(arrays[name].shape) != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
+        tensors.float_type(arrays[name], name)
     formats = {name: tensors.format_name(arrays[name]) for name in ("gate_up", "down")}
     if formats["gate_up"] != formats["down"]:
         raise ValueError(
@@ -425,10 +456,10 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     gate_up, down = weights["gate_up"], weights["down"]
 
     item = size_of(tensors.format_name(gate_up))
-    per_expert, per_row, per_column = tensors.strides(gate_up)
+    per_expert, per_row, per_column = _matrix_strides(gate_up)
     base = np.uint64(tensors.address(gate_up))
     gate = base + np.arange(experts, dtype=np.uint64) * np.uint64(per_expert * item)
-    down_per_expert, down_per_row, down_per_column = tensors.strides(down)
+    down_per_expert, down_per_row, down_per_column = _matrix_strides(down)
     biases: dict[str, np.ndarray] = {}
     if spec.bias:
         both = tensors.to_float32(arrays["gate_up_bias"])
@@ -457,10 +488,21 @@ def size_of(format_name: str) -> int:
 
 def _matrices(array: Any) -> Any:
     """`array` itself if its rows or columns are contiguous, else a copy."""
-    per_expert, per_row, per_column = tensors.strides(array)
+    per_expert, per_row, per_column = _matrix_strides(array)
     rows, columns = array.shape[1:]
     row_major = per_column == 1 and per_row >= columns
     column_major = per_row == 1 and per_column >= rows
-    if (row_major or column_major) and per_expert >= 0:
+    if (row_major or column_major) and per_expert >= 0 and tensors.has_whole_strides(array):
         return array
     return array.contiguous() if tensors.is_torch(array) else np.ascontiguousarray(array)
+
+
+def _matrix_strides(array: Any) -> tuple[int, int, int]:
+    """Strides of [E, rows, columns]. Those of a single row or column say nothing; here they are as usual."""
+    per_expert, per_row, per_column = tensors.strides(array)
+    rows, columns = array.shape[1:]
+    if columns == 1:
+        per_column = 1
+    if rows == 1 and per_column == 1:
+        per_row = columns
+    return per_expert, per_row, per_column

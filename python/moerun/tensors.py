@@ -47,7 +47,15 @@ def format_name(array: Any) -> str:
 
 def as_array(array: Any, what: str) -> Any:
     """`array` as a torch tensor or numpy array, without a copy; objects with DLPack become torch tensors."""
-    if is_torch(array) or isinstance(array, np.ndarray):
+    if is_torch(array):
+        if array.is_meta:
+            raise ValueError(
+                f"{what} lies on the meta device and has no data; load or create it on a real one"
+            )
+        if array.layout is not sys.modules["torch"].strided:
+            raise ValueError(f"{what} is a sparse tensor; pass {what}.to_dense()")
+        return array
+    if isinstance(array, np.ndarray):
         return array
     if hasattr(array, "__dlpack__"):
         import torch
@@ -56,6 +64,36 @@ def as_array(array: Any, what: str) -> Any:
     raise TypeError(
         f"{what} must be a torch tensor, a numpy array or have __dlpack__, got {type(array).__name__}"
     )
+
+
+def as_output(array: Any, shape: tuple[int, ...]) -> Any:
+    """What as_array gives for an array that results are written to; raises ValueError if they cannot be."""
+    array = as_array(array, "out")
+    if tuple(array.shape) != shape:
+        raise ValueError(f"out must be {list(shape)}, got {list(array.shape)}")
+    float_type(array, "out")
+    if is_torch(array):
+        if array.requires_grad:
+            raise ValueError("out requires grad, and gradients are not tracked here; pass out.detach()")
+    elif not array.flags.writeable:
+        raise ValueError("out is read-only; pass a writable array")
+    if any(stride == 0 and n > 1 for stride, n in zip(strides(array), shape, strict=True)):
+        raise ValueError("out has more than one element at the same address (stride 0); pass out.clone()")
+    return array
+
+
+def overlap(a: Any, b: Any) -> bool:
+    """Whether two arrays with contiguous rows in order may share memory."""
+
+    def extent(array: Any) -> tuple[int, int]:
+        last = sum((n - 1) * s for n, s in zip(array.shape, strides(array), strict=True))
+        item = array.element_size() if is_torch(array) else array.itemsize
+        return address(array), address(array) + (last + 1) * item
+
+    if 0 in a.shape or 0 in b.shape:
+        return False
+    (a_begin, a_end), (b_begin, b_end) = extent(a), extent(b)
+    return a_begin < b_end and b_begin < a_end
 
 
 def address(array: Any) -> int:
@@ -68,6 +106,11 @@ def strides(array: Any) -> tuple[int, ...]:
     if is_torch(array):
         return array.stride()
     return tuple(s // array.itemsize for s in array.strides)
+
+
+def has_whole_strides(array: Any) -> bool:
+    """Whether all strides are multiples of the item size; those of the fields of numpy records may not be."""
+    return is_torch(array) or all(s % array.itemsize == 0 for s in array.strides)
 
 
 def on_host(array: Any) -> Any:
@@ -86,6 +129,16 @@ def with_contiguous_rows(array: Any) -> Any:
     if (s[-1] == 1 or array.shape[-1] == 1) and all(n >= 0 for n in s) and aligned:
         return array
     return array.contiguous() if is_torch(array) else np.ascontiguousarray(array)
+
+
+def copy(source: Any, target: Any) -> None:
+    """Copies between arrays of one shape, of either kind and any float type, on any device."""
+    if is_torch(source) and not is_torch(target):
+        target[...] = source.detach().cpu().float().numpy()
+    elif is_torch(target) and not is_torch(source):
+        target.copy_(sys.modules["torch"].from_numpy(source))
+    else:
+        target[...] = source
 
 
 def empty_like(array: Any, shape: tuple[int, ...]) -> Any:

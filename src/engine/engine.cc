@@ -58,6 +58,13 @@ Engine::Engine(const EngineOptions& options)
       forward_(cpu::choose_kernels(isa_), threads_of(options)),
       linear_(cpu::choose_kernels(isa_), threads_of(options)) {}
 
+Engine::~Engine() {
+  close();
+  // In the child of a fork the scheduler's thread still counts as waiting: destroying what it waits for would
+  // hang.
+  if (fork_generation_ != cpu::fork_generation()) (void)scheduler_.release();
+}
+
 std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                          std::shared_ptr<void> owner) {
   check_usable();
@@ -72,8 +79,8 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
 template <class Work>
 void Engine::run_here(Work&& work) {
   check_usable();
-  if (fork_generation_ == 0) return work();
-  const auto job = scheduler_.submit([&work] { work(); });
+  if (fork_generation_ == 0 || forward_.team().size() == 1) return work();
+  const auto job = scheduler_->submit([&work] { work(); });
   while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
   job->rethrow();
 }
@@ -93,7 +100,7 @@ void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch)
 
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
-  return scheduler_.submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
+  return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
 }
 
 void Engine::compute(Layer& layer, const cpu::Batch& batch) {
@@ -104,6 +111,7 @@ void Engine::compute(Layer& layer, const cpu::Batch& batch) {
 }
 
 EngineStats Engine::stats() const {
+  check_process();
   const std::lock_guard lock(mutex_);
   EngineStats s;
   s.cpu_threads = forward_.team().size();
@@ -114,16 +122,22 @@ EngineStats Engine::stats() const {
   return s;
 }
 
+void Engine::write_trace(const std::string& path) const {
+  check_process();
+  trace_.write(path);
+}
+
 void Engine::close() {
   closed_ = true;
-  if (fork_generation_ == cpu::fork_generation())
-    scheduler_.stop();
-  else
-    scheduler_.abandon();
+  if (fork_generation_ == cpu::fork_generation()) scheduler_->stop();
 }
 
 void Engine::check_usable() const {
   if (closed_) throw InvalidState("the engine is closed; create a new one");
+  check_process();
+}
+
+void Engine::check_process() const {
   if (fork_generation_ != cpu::fork_generation())
     throw InvalidState(
         "this engine was created before fork(), and its threads do not exist in this process; create the "

@@ -32,7 +32,7 @@ struct EngineStats {
 class Engine {
  public:
   explicit Engine(const EngineOptions& options);
-  ~Engine() { close(); }
+  ~Engine();
 
   std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                    std::shared_ptr<void> owner);
@@ -47,13 +47,15 @@ class Engine {
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
 
   EngineStats stats() const;
-  void write_trace(const std::string& path) const { trace_.write(path); }
+  void write_trace(const std::string& path) const;
 
   // Finishes submitted work; later calls throw InvalidState. Idempotent.
   void close();
   bool closed() const { return closed_; }
 
  private:
+  void check_process()
+      const;  // throws InvalidState in the child of a fork, where any lock may be held by nobody
   void check_usable() const;
   void compute(Layer& layer, const cpu::Batch& batch);
   template <class Work>
@@ -68,7 +70,7 @@ class Engine {
   double linear_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
-  Scheduler scheduler_;
+  std::unique_ptr<Scheduler> scheduler_ = std::make_unique<Scheduler>();
 };
 
 }  // namespace moerun

@@ -17,9 +17,11 @@ void check_strides(const MatrixView& m, WeightFormat format, int64_t rows, int64
     throw InvalidArgument("expert " + std::to_string(expert) + ", " + name +
                           ": quantised weights must lie in a blob");
   }
+  if (!m.data)
+    throw InvalidArgument("expert " + std::to_string(expert) + ", " + name + ": the address is null");
   const bool row_major = m.col_stride == 1 && m.row_stride >= columns;
   const bool column_major = (m.row_stride == 1 || m.row_stride == 2) && m.col_stride >= rows;
-  if (m.data && (row_major || column_major || columns == 1)) return;
+  if (row_major || column_major) return;
   throw InvalidArgument(
       "expert " + std::to_string(expert) + ", " + name + ": strides (" + std::to_string(m.row_stride) + ", " +
       std::to_string(m.col_stride) + ") of a [" + std::to_string(rows) + ", " + std::to_string(columns) +

@@ -43,11 +43,8 @@ void Scheduler::stop() {
     stopping_ = true;
   }
   arrived_.notify_one();
+  const std::lock_guard lock(joining_);
   if (thread_.joinable()) thread_.join();
-}
-
-void Scheduler::abandon() noexcept {
-  if (thread_.joinable()) thread_.detach();
 }
 
 void Scheduler::loop() {

@@ -43,11 +43,8 @@ class Scheduler {
   // Starts the thread when first called. Throws InvalidState after stop().
   std::shared_ptr<Job> submit(std::function<void()> work);
 
-  // Finishes what was submitted, then ends the thread. Idempotent.
+  // Finishes what was submitted, then ends the thread. Idempotent; several threads may call it.
   void stop();
-
-  // In the child of a fork, where the thread does not exist: forgets it.
-  void abandon() noexcept;
 
  private:
   void loop();
@@ -57,6 +54,7 @@ class Scheduler {
   std::deque<std::shared_ptr<Job>> queue_;
   std::thread thread_;
   bool stopping_ = false;
+  std::mutex joining_;  // two threads may not join one
 };
 
 }  // namespace moerun

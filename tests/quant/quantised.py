@@ -69,5 +69,7 @@ def quantise_matrix(weights: np.ndarray, name: str, **options: object) -> Quanti
     inter, hidden = weights.shape
     gate = np.empty((1, inter, hidden), weights.dtype)
     gate[0] = weights
-    memory = memory_of(gate, np.zeros((1, inter, hidden), weights.dtype), np.zeros((1, hidden, inter), weights.dtype))
+    memory = memory_of(
+        gate, np.zeros((1, inter, hidden), weights.dtype), np.zeros((1, hidden, inter), weights.dtype)
+    )
     return quantise(memory, hidden, inter, name, **options)

@@ -154,7 +154,9 @@ def test_damage_with_the_old_time_of_change(cache: Path, caplog: pytest.LogCaptu
     assert writer.calls == 2
 
 
-def test_a_copied_cache_is_checked_and_used(cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_copied_cache_is_checked_and_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     writer = Writer()
     fetch(writer)
     moved = tmp_path / "elsewhere" / "experts"
@@ -199,7 +201,9 @@ def test_a_folder_that_cannot_be_written(
     assert writer.calls == 0
 
 
-def test_a_disk_without_room(cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_without_room(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 

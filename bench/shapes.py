@@ -1,0 +1,53 @@
+"""Layers of experts of well-known models, after their config.json. One layer of each is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moerun import LayerSpec
+
+BYTES_PER_WEIGHT = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model's layer of experts."""
+
+    model: str
+    num_experts: int
+    top_k: int
+    hidden_size: int
+    intermediate_size: int
+    activation: str = "silu"
+    bias: bool = False
+
+    @property
+    def spec(self) -> LayerSpec:
+        return LayerSpec(
+            self.num_experts,
+            self.hidden_size,
+            self.intermediate_size,
+            self.top_k,
+            activation=self.activation,
+            bias=self.bias,
+        )
+
+    def weight_bytes(self, weight_format: str) -> int:
+        """Of all experts."""
+        per_expert = 3 * self.hidden_size * self.intermediate_size * BYTES_PER_WEIGHT[weight_format]
+        return self.num_experts * per_expert
+
+    def operations(self, tokens: int) -> float:
+        """Multiplications and additions of the three matrix products, for `tokens` tokens."""
+        return 2.0 * 3 * self.hidden_size * self.intermediate_size * self.top_k * tokens
+
+
+SHAPES = {
+    "qwen3-30b": Shape("Qwen3-30B-A3B", 128, 8, 2048, 768),
+    "olmoe": Shape("OLMoE-1B-7B", 64, 8, 2048, 1024),
+    "deepseek-v2-lite": Shape("DeepSeek-V2-Lite", 64, 6, 2048, 1408),
+    "gpt-oss-20b": Shape("gpt-oss-20b", 32, 4, 2880, 2880, activation="swiglu_oai", bias=True),
+    "mixtral": Shape("Mixtral-8x7B", 8, 2, 4096, 14336),
+}
+# For figures that do not depend on the model: small enough to hold in every format, larger than caches.
+EXAMPLE = Shape("32 experts of Qwen3", 32, 8, 2048, 768)

@@ -1,0 +1,235 @@
+// Drives the core without Python, so that the sanitizers see all of it: layers of odd sizes in exact
+// allocations, every format and layout, teams of 1 to 3 threads, several callers at once, and the scheduler.
+// Arguments: the folder of a fake OpenMP runtime. Prints what is wrong and returns 1.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/cpu_info.h"
+#include "cpu/moe_forward.h"
+#include "src/scheduler/scheduler.h"
+
+namespace moerun {
+namespace {
+
+using cpu::KernelTable;
+
+struct Ignore : cpu::Observer {
+  void on_groups(const cpu::Groups&) override {}
+  void on_spans(const std::vector<std::array<cpu::Span, cpu::kPhases>>&, int64_t) override {}
+};
+
+// Exactly as many bytes as asked for: one more is an error that AddressSanitizer sees. `offset` bytes are
+// skipped first.
+struct Block {
+  std::unique_ptr<char[]> memory;
+  char* data = nullptr;
+  Block(int64_t bytes, int64_t offset) : memory(new char[bytes + offset]), data(memory.get() + offset) {}
+};
+
+enum Layout { rows, columns, interleaved };
+
+struct Layer {
+  cpu::LayerView view;
+  std::vector<ExpertView> experts;
+  std::vector<Block> blocks;
+  std::vector<float> biases;
+};
+
+// `count` random numbers in any format.
+Block numbers(int64_t count, DType type, int64_t offset, std::mt19937& random) {
+  std::normal_distribution<float> normal(0.0f, 0.2f);
+  std::vector<float> wide(count);
+  for (float& v : wide) v = normal(random);
+  std::vector<char> converted(count * size_of(type));
+  cpu::ref_kernels().convert(wide.data(), DType::f32, converted.data(), type, count);
+  Block block(count * size_of(type), offset);
+  std::copy(converted.begin(), converted.end(), block.data);
+  return block;
+}
+
+Layer make_layer(int64_t num_experts, int64_t hidden, int64_t inter, DType type, Layout layout,
+                 Activation activation, std::mt19937& random) {
+  Layer layer;
+  layer.biases.assign(inter + hidden, 0.25f);
+  const auto block = [&](int64_t count) {
+    layer.blocks.push_back(numbers(count, type, 2, random));
+    return layer.blocks.back().data;
+  };
+  for (int64_t e = 0; e < num_experts; ++e) {
+    ExpertView view;
+    if (layout == interleaved) {
+      char* both = block(2 * inter * hidden);
+      view.gate = {both, 2, 2 * inter};
+      view.up = {both + size_of(type), 2, 2 * inter};
+    } else {
+      const int64_t row = layout == rows ? hidden : 1, column = layout == rows ? 1 : inter;
+      view.gate = {block(inter * hidden), row, column};
+      view.up = {block(inter * hidden), row, column};
+    }
+    view.down = {block(inter * hidden), layout == rows ? inter : 1, layout == rows ? 1 : hidden};
+    if (e % 2) view.gate_bias = view.up_bias = layer.biases.data();
+    if (e % 2) view.down_bias = layer.biases.data() + inter;
+    layer.experts.push_back(view);
+  }
+  layer.view = {layer.experts.data(), num_experts, hidden, inter, type, {.kind = activation}};
+  return layer;
+}
+
+struct Tokens {
+  Block x, out;
+  std::vector<int64_t> ids;
+  std::vector<float> weights;
+  cpu::Batch batch;
+};
+
+Tokens make_tokens(const Layer& layer, int64_t tokens, int64_t top_k, DType type, std::mt19937& random) {
+  const int64_t hidden = layer.view.hidden;
+  Tokens t{numbers(tokens * hidden, type, 0, random), Block(tokens * hidden * 4, 0), {}, {}, {}};
+  for (int64_t i = 0; i < tokens * top_k; ++i) {
+    t.ids.push_back(static_cast<int64_t>(random() % (layer.view.num_experts + 2)) - 1);
+    t.weights.push_back(static_cast<float>(random() % 100) / 100.0f);
+  }
+  t.batch = {.x = t.x.data,
+             .x_type = type,
+             .x_stride = hidden,
+             .out = t.out.data,
+             .out_type = DType::f32,
+             .out_stride = hidden,
+             .routing = {.ids = t.ids.data(),
+                         .ids_are_64_bit = true,
+                         .ids_stride = top_k,
+                         .weights = t.weights.data(),
+                         .weights_type = DType::f32,
+                         .weights_stride = top_k,
+                         .tokens = tokens,
+                         .top_k = top_k}};
+  return t;
+}
+
+std::vector<float> run(cpu::MoeForward& forward, const Layer& layer, const Tokens& tokens) {
+  Ignore ignore;
+  forward.run(layer.view, tokens.batch, ignore);
+  const auto* out = reinterpret_cast<const float*>(tokens.out.data);
+  return std::vector<float>(out, out + tokens.batch.routing.tokens * layer.view.hidden);
+}
+
+int failures = 0;
+
+void expect(bool good, const char* what) {
+  if (good) return;
+  ++failures;
+  std::printf("wrong: %s\n", what);
+}
+
+std::vector<const KernelTable*> tables() {
+  std::vector<const KernelTable*> all = {&cpu::ref_kernels()};
+  if (cpu::cpu_info().avx2) all.push_back(&cpu::avx2_kernels());
+  return all;
+}
+
+// Sums of up to 4 x 40 x 70 fp32 products of numbers around 1/5, in two orders: far below 1e-3 apart.
+bool close(const std::vector<float>& a, const std::vector<float>& b) {
+  for (size_t i = 0; i < a.size(); ++i)
+    if (!(std::fabs(a[i] - b[i]) < 1e-3f)) return false;
+  return a.size() == b.size();
+}
+
+void shapes_and_threads() {
+  struct Shape {
+    int64_t experts, hidden, inter, tokens, top_k;
+  };
+  const Shape shapes[] = {{3, 33, 1, 5, 2},  {2, 70, 40, 17, 2}, {1, 1, 19, 8, 1},
+                          {4, 72, 40, 3, 4}, {2, 16, 5, 0, 1},   {2, 64, 64, 600, 1}};
+  std::mt19937 random(1);
+  int number = 0;
+  for (const Shape& s : shapes)
+    for (const Layout layout : {rows, columns, interleaved})
+      for (const DType type : {DType::f32, DType::f16, DType::bf16}) {
+        ++number;
+        const Layer layer =
+            make_layer(s.experts, s.hidden, s.inter, type, layout, Activation(number % 5), random);
+        const Tokens tokens = make_tokens(layer, s.tokens, s.top_k, DType(number % 3), random);
+        std::vector<float> expected;
+        for (const KernelTable* table : tables()) {
+          std::vector<float> alone;
+          for (int threads = 1; threads <= 3; ++threads) {
+            cpu::MoeForward forward(*table, threads);
+            const std::vector<float> out = run(forward, layer, tokens);
+            if (threads == 1) alone = out;
+            expect(out == alone, "the number of threads changed the result");
+          }
+          if (expected.empty()) expected = alone;
+          expect(close(alone, expected), table->isa);
+        }
+      }
+}
+
+void several_callers() {
+  std::mt19937 random(2);
+  const Layer layer = make_layer(3, 40, 24, DType::bf16, rows, Activation::silu, random);
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 3; ++caller)
+    callers.emplace_back([&layer, caller] {
+      std::mt19937 own(10 + caller);
+      cpu::MoeForward forward(*tables().back(), 1 + caller);
+      for (int i = 0; i < 20; ++i) {
+        const Tokens tokens = make_tokens(layer, 1 + i, 2, DType::bf16, own);
+        const std::vector<float> first = run(forward, layer, tokens);
+        if (first != run(forward, layer, tokens)) std::abort();
+      }
+    });
+  for (std::thread& c : callers) c.join();
+}
+
+void scheduler() {
+  std::mt19937 random(3);
+  const Layer layer = make_layer(3, 40, 24, DType::f16, columns, Activation::relu2, random);
+  cpu::MoeForward forward(*tables().back(), 3);
+  Scheduler scheduler;
+  std::vector<std::thread> producers;
+  for (int p = 0; p < 3; ++p)
+    producers.emplace_back([&, p] {
+      std::mt19937 own(20 + p);
+      for (int i = 0; i < 10; ++i) {
+        const Tokens tokens = make_tokens(layer, 9, 2, DType::f32, own);
+        Ignore ignore;
+        const auto job = scheduler.submit([&] { forward.run(layer.view, tokens.batch, ignore); });
+        const auto bad = scheduler.submit([] { throw std::runtime_error("as planned"); });
+        while (!bad->wait_for(std::chrono::milliseconds(50))) continue;
+        bool thrown = false;
+        try {
+          bad->rethrow();
+        } catch (const std::runtime_error&) {
+          thrown = true;
+        }
+        if (!thrown || !job->wait_for(std::chrono::milliseconds(0))) std::abort();
+        job->rethrow();
+      }
+    });
+  for (std::thread& p : producers) p.join();
+  std::vector<std::thread> stoppers;
+  for (int s = 0; s < 3; ++s) stoppers.emplace_back([&] { scheduler.stop(); });
+  for (std::thread& s : stoppers) s.join();
+}
+
+}  // namespace
+}  // namespace moerun
+
+int main(int, char** arguments) {
+  moerun::cpu::set_openmp_hint(arguments[1]);
+  moerun::shapes_and_threads();
+  moerun::several_callers();
+  moerun::scheduler();
+  if (moerun::cpu::openmp_runtime().rfind(arguments[1], 0) != 0) {
+    std::printf("wrong: used %s\n", moerun::cpu::openmp_runtime().c_str());
+    return 1;
+  }
+  std::printf(moerun::failures ? "failed\n" : "all good\n");
+  return moerun::failures ? 1 : 0;
+}
