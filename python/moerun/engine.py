@@ -164,6 +164,11 @@ class Engine:
         spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
         if quant in (None, checkpoint.expert_dtype):
             return self.add_layer(spec, checkpoint.experts(layer_index))
+        if checkpoint.expert_dtype not in DTYPES:
+            raise ValueError(
+                f"the experts of {checkpoint.path} are stored as {checkpoint.expert_dtype} and cannot become "
+                f"{quant}: leave the format out, or use the repository that they were quantised from"
+            )
         from moerun.quant import load_quantised
 
         threads, isa = self.config.cpu_threads, self.config.isa
@@ -412,20 +417,19 @@ def _row_stride(array: Any) -> int:
 
 
 def _check_memory(spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> None:
+    known: tuple[str, ...]
     if isinstance(memory, ExpertBlobs):
-        experts, name, known = len(memory.addresses), memory.format, WEIGHT_FORMATS
+        experts, field, name, known = len(memory.addresses), "format", memory.format, WEIGHT_FORMATS
         if memory.bias != spec.bias:
             raise ValueError(f"the spec says bias={spec.bias}, the blobs have bias={memory.bias}")
         if spec.quant not in (None, memory.format):
             raise ValueError(f"the spec says {spec.quant}, the blobs hold {memory.format}")
     else:
-        experts, name, known = len(memory.gate), memory.dtype, DTYPES
+        experts, field, name, known = len(memory.gate), "dtype", memory.dtype, DTYPES
     if experts != spec.num_experts:
         raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {experts}")
     if name not in known:
-        raise ValueError(
-            f"{type(memory).__name__} has the unknown format {name!r}; known: {', '.join(known)}"
-        )
+        raise ValueError(f"{type(memory).__name__}.{field} {name!r} is unknown; known: {', '.join(known)}")
 
 
 def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:

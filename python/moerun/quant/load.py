@@ -47,11 +47,13 @@ def load_quantised(
 
     def write(addresses: np.ndarray) -> None:
         layout = layout_of(spec, weight_format)
-        quantise_into(layout, checkpoint.experts(layer_index), addresses, threads, isa, advance)
+        quantise_into(layout, checkpoint.plain_experts(layer_index), addresses, threads, isa, advance)
 
     cached = cached_blobs(checkpoint.fingerprint(layer_index), spec, weight_format, write)
     if cached is None:
         # No cache here, or what was written could not be read back.
-        return quantise_layer(spec, checkpoint.experts(layer_index), weight_format, threads, isa, advance)
+        return quantise_layer(
+            spec, checkpoint.plain_experts(layer_index), weight_format, threads, isa, advance
+        )
     advance(spec.num_experts - written)
     return cached
