@@ -1,7 +1,7 @@
 """Small checkpoints in the packings that people have, written without any code of the readers.
 
-compressed-tensors packs with its own library; GPTQ, AWQ and block fp8 by their documentation; MXFP4 is random bytes
-that transformers decodes. Each packer returns a projection's tensors and the weights that they mean.
+compressed-tensors packs with its own library; GPTQ, AWQ and block fp8 by their documentation; MXFP4 is random
+bytes that transformers decodes. Each packer returns a projection's tensors and the weights that they mean.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def add_to_config(folder: Path, quantization_config: Any) -> None:
 
 
 def save_mxfp4(folder: Path) -> list[dict[str, torch.Tensor]]:
-    """Saves a gpt_oss whose experts are random MXFP4; returns each expert's weights as transformers reads them."""
+    """Saves a gpt_oss with random MXFP4 experts; returns each one's weights as transformers reads them."""
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     save_random_checkpoint(
