@@ -7,14 +7,33 @@
 
 namespace moerun::cpu {
 
-std::vector<const KernelTable*> available_kernels() {
+namespace {
+
+// The row, with the reference's kernels for formats that it has none of its own for.
+KernelTable completed(KernelTable row) {
+  for (int format = 0; format < kWeightFormats; ++format)
+    if (!row.f32_activations[format].gate_up)
+      row.f32_activations[format] = ref_kernels().f32_activations[format];
+  return row;
+}
+
+std::vector<KernelTable> find_rows() {
   const CpuInfo& cpu = cpu_info();
-  std::vector<const KernelTable*> rows;
-  if (cpu.avx512_bf16) rows.push_back(&avx512_bf16_kernels());
-  if (cpu.avx512) rows.push_back(&avx512_kernels());
-  if (cpu.avx2) rows.push_back(&avx2_kernels());
-  rows.push_back(&ref_kernels());
+  std::vector<KernelTable> rows;
+  if (cpu.avx512_bf16) rows.push_back(completed(avx512_bf16_kernels()));
+  if (cpu.avx512) rows.push_back(completed(avx512_kernels()));
+  if (cpu.avx2) rows.push_back(completed(avx2_kernels()));
+  rows.push_back(ref_kernels());
   return rows;
+}
+
+}  // namespace
+
+std::vector<const KernelTable*> available_kernels() {
+  static const std::vector<KernelTable> rows = find_rows();
+  std::vector<const KernelTable*> pointers;
+  for (const KernelTable& row : rows) pointers.push_back(&row);
+  return pointers;
 }
 
 const KernelTable& choose_kernels(const std::string& isa) {
@@ -29,14 +48,6 @@ const KernelTable& choose_kernels(const std::string& isa) {
   }
   throw InvalidArgument("instruction set '" + wanted + "' is not available; this machine has: " + names +
                         (isa.empty() ? " (it was named by MOERUN_ISA)" : ""));
-}
-
-Arithmetic arithmetic(const KernelTable& row, DType x, WeightFormat weights) {
-  const int i = static_cast<int>(weights);
-  const bool may_round = x == DType::bf16 || is_quantised(weights);
-  if (may_round && row.bf16_activations[i].gate_up) return {&row.bf16_activations[i], DType::bf16};
-  const KernelTable& chosen = row.f32_activations[i].gate_up ? row : ref_kernels();
-  return {&chosen.f32_activations[i], DType::f32};
 }
 
 }  // namespace moerun::cpu

@@ -91,7 +91,8 @@ struct LimitKernels {
 
 struct KernelTable {
   const char* isa = nullptr;
-  // By WeightFormat. Null where the row has no kernels of its own; see arithmetic() in dispatch.h.
+  // By WeightFormat. Null where the row has no kernels of its own: dispatch.cc fills in the reference's for
+  // fp32 activations; which of the two serves a batch, see arithmetic.h.
   ExpertKernels f32_activations[kWeightFormats];
   ExpertKernels bf16_activations[kWeightFormats];
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.

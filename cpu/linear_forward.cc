@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "cpu/activations.h"
+#include "cpu/arithmetic.h"
 #include "cpu/cpu_info.h"
-#include "cpu/dispatch.h"
 
 namespace moerun::cpu {
 LinearForward::LinearForward(const KernelTable& kernels, int threads)

@@ -1,4 +1,4 @@
-"""Checks that python/moerun/_core.pyi says what the built module has; `--write` brings it up to date."""
+"""Checks that python/moerun/_core/*.pyi say what the built module has; `--write` brings them up to date."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ import sys
 import tempfile
 from pathlib import Path
 
-STUB = Path(__file__).parent.parent / "python" / "moerun" / "_core.pyi"
+STUBS = Path(__file__).parent.parent / "python" / "moerun" / "_core"
 
 
-def generate() -> str:
-    """The stub of the module as built."""
+def generate() -> dict[str, str]:
+    """The stubs of the module as built, one per submodule, by file name."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pybind11_stubgen", "moerun._core", "-o", folder]
         subprocess.run(command, check=True, capture_output=True, text=True)
-        text = (Path(folder) / "moerun" / "_core.pyi").read_text()
-    return ast.unparse(ast.parse(text)) + "\n"  # the generator's layout depends on which formatters it finds
+        texts = {path.name: path.read_text() for path in (Path(folder) / "moerun" / "_core").glob("*.pyi")}
+    # The generator's layout depends on which formatters it finds.
+    return {name: ast.unparse(ast.parse(text)) + "\n" for name, text in texts.items()}
 
 
 def main() -> int:
     built = generate()
     if "--write" in sys.argv:
-        STUB.write_text(built)
+        for path in STUBS.glob("*.pyi"):
+            path.unlink()
+        STUBS.mkdir(exist_ok=True)
+        for name, text in built.items():
+            (STUBS / name).write_text(text)
         return 0
-    kept = STUB.read_text() if STUB.exists() else ""
+    kept = {path.name: path.read_text() for path in STUBS.glob("*.pyi")}
     if kept == built:
         return 0
-    sys.stdout.writelines(
-        difflib.unified_diff(kept.splitlines(True), built.splitlines(True), str(STUB), "as built", n=1)
-    )
-    print("python/moerun/_core.pyi is out of date: run python tests/check_stubs.py --write")
+    for name in sorted(kept.keys() | built.keys()):
+        old, new = kept.get(name, "").splitlines(True), built.get(name, "").splitlines(True)
+        sys.stdout.writelines(difflib.unified_diff(old, new, str(STUBS / name), "as built", n=1))
+    print("python/moerun/_core is out of date: run python tests/check_stubs.py --write")
     return 1
 
 

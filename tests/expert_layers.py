@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import moerun
 import numpy as np
 import pytest
 import torch
+
+import moerun
 from oracle import Experts
 
 REPOSITORY = Path(__file__).parent.parent

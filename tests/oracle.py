@@ -217,4 +217,6 @@ def layer(
         error = error.times(absolute)
         total.worst[rows] += error.worst
         total.sigma[rows] = (total.sigma[rows] ** 2 + error.sigma**2).sqrt()
-    return Expected(value, (total + of_sums(ids.shape[1] + 1, magnitude)).bound)
+    # Below the smallest normal number a product's error is absolute.
+    underflow = ids.shape[1] * SMALLEST_SUBNORMAL[torch.float32]
+    return Expected(value, (total + of_sums(ids.shape[1] + 1, magnitude)).bound + underflow)

@@ -5,6 +5,7 @@ import mmap
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moerun import machine
 
 GIB = 1 << 30

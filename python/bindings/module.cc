@@ -23,4 +23,5 @@ PYBIND11_MODULE(_core, m) {
   moerun::bind_engine(m);
   moerun::bind_expert_store(m);
   moerun::bind_doctor(m);
+  moerun::bind_policy(m);
 }

@@ -32,6 +32,8 @@ __all__ = [
     "LayerSpec",
     "MoerunError",
     "hf",
+    "policy",
+    "replay",
     "routing",
 ]
 
@@ -49,6 +51,6 @@ _point_core_at_torchs_openmp()
 def __getattr__(name: str) -> Any:
     if name == "Checkpoint":
         return importlib.import_module("moerun.checkpoint").Checkpoint
-    if name in ("hf", "routing"):
+    if name in ("hf", "policy", "replay", "routing"):
         return importlib.import_module(f"moerun.{name}")
     raise AttributeError(f"module 'moerun' has no attribute {name!r}")

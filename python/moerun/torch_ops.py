@@ -73,8 +73,13 @@ def _linear_shape(
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+def _remember_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.inputs = inputs[1].shape[1]
+
+
 def _differentiate_linear(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-    return torch.ops.moerun.experts_backward(gradient), None, None, None
+    as_x = gradient.new_empty((*gradient.shape[:-1], ctx.inputs))  # experts_backward only looks at its shape
+    return torch.ops.moerun.experts_backward(as_x), None, None, None
 
 
 def _experts_backward(gradient: torch.Tensor) -> torch.Tensor:
@@ -104,4 +109,6 @@ _library.define(
 )
 _library.impl("linear", _linear, "CompositeExplicitAutograd")
 torch.library.register_fake("moerun::linear", _linear_shape, lib=_library)
-torch.library.register_autograd("moerun::linear", _differentiate_linear, lib=_library)
+torch.library.register_autograd(
+    "moerun::linear", _differentiate_linear, setup_context=_remember_inputs, lib=_library
+)

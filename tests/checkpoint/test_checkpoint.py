@@ -10,15 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import moerun
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+
+import moerun
 from moerun.checkpoint import FAMILIES
 from moerun.errors import CheckpointError
 from random_checkpoints import save_random_checkpoint
 from raw_safetensors import entry, write_safetensors
-from safetensors.torch import load_file, save_file
 
 GATE = "model.layers.1.mlp.experts.2.gate_proj.weight"
 

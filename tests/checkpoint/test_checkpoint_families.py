@@ -6,14 +6,15 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
-import moerun
 import numpy as np
 import pytest
 import torch
-from moerun.layer_spec import ExpertMemory
-from random_checkpoints import FAMILIES, save_random_checkpoint
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+
+import moerun
+from moerun.layer_spec import ExpertMemory
+from random_checkpoints import FAMILIES, save_random_checkpoint
 
 # Bits are compared, not numbers.
 BITS = {"fp32": (np.uint32, torch.int32), "fp16": (np.uint16, torch.int16), "bf16": (np.uint16, torch.int16)}

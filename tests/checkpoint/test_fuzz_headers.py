@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import moerun
 import pytest
+from safetensors import SafetensorError, safe_open
+
+import moerun
 from moerun.checkpoint.index import INDEX_FILE
 from moerun.checkpoint.safetensors_header import ITEM_BITS, Header, read_header
 from moerun.errors import CheckpointError
 from random_checkpoints import save_random_checkpoint
 from raw_safetensors import entry, safetensors_bytes
-from safetensors import SafetensorError, safe_open
 
 # What a damaged field may hold instead.
 STRANGE: list[Any] = [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from moerun.checkpoint.index import INDEX_FILE, SINGLE_FILE, index_tensors
 from moerun.errors import CheckpointError
 from raw_safetensors import entry, write_safetensors

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from moerun import _core
 from moerun.errors import CheckpointError
 

@@ -14,12 +14,13 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from safetensors import safe_open
+
 from moerun.checkpoint import safetensors_header
 from moerun.checkpoint.safetensors_header import ITEM_BITS, read_header
 from moerun.checkpoint.source_file import open_regular
 from moerun.errors import CheckpointError
 from raw_safetensors import entry, safetensors_bytes, write_safetensors
-from safetensors import safe_open
 
 DTYPES = {
     "bool": "BOOL",

@@ -4,6 +4,7 @@ import copy
 import json
 
 import pytest
+
 from moerun import _core
 from moerun.cli import doctor, main
 

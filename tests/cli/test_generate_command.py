@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 
-import moerun.hf
 import pytest
 import torch
+
+import moerun.hf
 from moerun import _core
 from moerun.cli import generate, main
 

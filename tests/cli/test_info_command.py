@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from moerun import Checkpoint, machine
 from moerun.cli import info, main
 from random_checkpoints import FAMILIES, save_random_checkpoint

@@ -4,8 +4,9 @@ import os
 import subprocess
 import sys
 
-import moerun
 import pytest
+
+import moerun
 from moerun.cli import errors, main
 
 

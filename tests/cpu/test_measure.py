@@ -1,6 +1,7 @@
 """Measured limits: what comes back is complete and consistent. How large it is, the benches show."""
 
 import pytest
+
 from moerun import _core, machine
 
 MIB = 1 << 20

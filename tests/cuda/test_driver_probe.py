@@ -8,6 +8,7 @@ import subprocess
 import sysconfig
 
 import pytest
+
 from moerun import _core
 
 DRIVER = """

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pytest
+import torch
+
 import expert_layers
 import moerun
 import oracle
-import pytest
-import torch
 from expert_layers import Routed
 from oracle import Expected, Experts
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import dataclasses
 import re
 
-import expert_layers
-import moerun
 import numpy as np
 import pytest
 import torch
+
+import expert_layers
+import moerun
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from child_process import check_python
 
 SET_UP = """

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import expert_layers
-import moerun
 import numpy as np
-import oracle
 import pytest
 import torch
+
+import expert_layers
+import moerun
+import oracle
 
 
 class OnlyDlpack:

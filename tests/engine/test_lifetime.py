@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import weakref
 
-import expert_layers
-import moerun
 import numpy as np
 import torch
+
+import expert_layers
+import moerun
 from child_process import check_python
 
 

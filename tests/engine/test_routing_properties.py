@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 
-import expert_layers
-import moerun
-import oracle
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
+import expert_layers
+import moerun
+import oracle
 from oracle import Experts
 
 NUM_EXPERTS, HIDDEN = 6, 20

@@ -7,10 +7,11 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import expert_layers
-import moerun
 import pytest
 import torch
+
+import expert_layers
+import moerun
 
 
 def test_counts(small) -> None:

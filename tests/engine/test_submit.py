@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import expert_layers
-import moerun
 import numpy as np
-import oracle
 import pytest
 import torch
+
+import expert_layers
+import moerun
+import oracle
 from child_process import check_python
 
 

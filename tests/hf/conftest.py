@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_checkpoints import save_random_checkpoint
 from transformers.utils import logging
+
+from random_checkpoints import save_random_checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import moerun.hf
 import pytest
 import torch
-from random_checkpoints import FAMILIES
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import moerun.hf
+from random_checkpoints import FAMILIES
 
 NEW_TOKENS = 64
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
-import moerun.hf
 import pytest
 import torch
 from transformers import (
@@ -22,6 +21,8 @@ from transformers import (
     pipeline,
 )
 from transformers.generation.streamers import BaseStreamer
+
+import moerun.hf
 
 CHECKPOINT = Path(__file__).parents[2] / "examples" / "pycode-moe"
 PROMPT = "import os\n\n\ndef read(path):\n"

@@ -12,14 +12,15 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 
-import moerun
-import moerun.hf
 import pytest
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from moerun.hf.folder import checkpoint_folder
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
+
+import moerun
+import moerun.hf
+from moerun.hf.folder import checkpoint_folder
 
 IDS = torch.randint(3, 128, (2, 9), generator=torch.Generator().manual_seed(0))
 

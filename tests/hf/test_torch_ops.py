@@ -6,10 +6,11 @@ import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import moerun
-import moerun.hf
 import pytest
 import torch
+
+import moerun
+import moerun.hf
 from moerun.torch_ops import register_layer
 
 EXPERTS, HIDDEN, INTERMEDIATE, TOP_K = 5, 24, 40, 2

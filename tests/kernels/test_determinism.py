@@ -3,9 +3,10 @@ thread, in an order that does not depend on how many there are."""
 
 from __future__ import annotations
 
-import expert_layers
 import pytest
 import torch
+
+import expert_layers
 from expert_layers import ALL_ISAS, DTYPES
 
 

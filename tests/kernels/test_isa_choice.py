@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 import expert_layers
 import moerun
-import pytest
 from child_process import check_python, run_python
 from expert_layers import ALL_ISAS
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import functools
 
-import expert_layers
-import oracle
 import pytest
 import torch
+
+import expert_layers
+import oracle
 from expert_layers import ACTIVATIONS, ALL_ISAS, DTYPES, ISAS_WITH_BF16_DOT, LAYOUTS, Routed
 from oracle import Expected, Experts
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import itertools
 
+import pytest
+import torch
+
 import expert_layers
 import guarded_memory
 import oracle
-import pytest
-import torch
 from child_process import run_python
 from expert_layers import ALL_ISAS, DTYPES, LAYOUTS
 

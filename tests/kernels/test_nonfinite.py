@@ -7,9 +7,10 @@ import dataclasses
 import functools
 import math
 
-import expert_layers
 import pytest
 import torch
+
+import expert_layers
 from expert_layers import ALL_ISAS, DTYPES, LAYOUTS, Routed
 from oracle import Experts
 

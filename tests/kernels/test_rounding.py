@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 
-import expert_layers
-import moerun
 import numpy as np
 import pytest
 import torch
+
+import expert_layers
+import moerun
 from expert_layers import ALL_ISAS, DTYPES
 
 WIDTH = 72

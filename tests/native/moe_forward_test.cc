@@ -77,7 +77,7 @@ Layer make_layer(int64_t num_experts, int64_t hidden, int64_t inter, DType type,
     if (e % 2) view.down_bias = layer.biases.data() + inter;
     layer.experts.push_back(view);
   }
-  layer.view = {layer.experts.data(), num_experts, hidden, inter, type, {.kind = activation}};
+  layer.view = {layer.experts.data(), num_experts, hidden, inter, weight_format(type), {.kind = activation}};
   return layer;
 }
 

@@ -17,7 +17,10 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent.parent
 SOURCES = {
     "cpu/ref/kernels.cc": ["-ffp-contract=off"],
+    "cpu/ref/quantise.cc": ["-ffp-contract=off"],
     "cpu/avx2/kernels.cc": ["-mavx2", "-mfma", "-mf16c"],
+    "cpu/avx2/quantise.cc": ["-mavx2", "-mfma", "-mf16c", "-ffp-contract=off"],
+    "cpu/activations.cc": [],
     "cpu/cpu_info.cc": [],
     "cpu/grouping.cc": [],
     "cpu/moe_forward.cc": [],

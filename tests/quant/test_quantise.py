@@ -9,8 +9,9 @@ from blob_oracle import FORMATS, QUANTISED
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from moerun import Engine, LayerSpec
 from quantised import memory_of, quantise, quantise_matrix
+
+from moerun import Engine, LayerSpec
 
 # Rows shorter than a group, no multiple of one, several of them.
 WIDTHS = (1, 31, 40, 72, 128, 200, 300)

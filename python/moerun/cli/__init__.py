@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import moerun
-from moerun.cli import doctor, generate, info
+from moerun.cli import doctor, generate, info, replay, trace
 from moerun.cli.errors import run_guarded
 
-COMMANDS = (generate, info, doctor)
+COMMANDS = (generate, info, doctor, trace, replay)
 
 EXAMPLES = """\
 examples:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'probe_gpu', 'quantise', 'set_openmp_hint', 'weight_bytes']
+from . import policy
+__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'weight_bytes']
 
 class DType:
     """
