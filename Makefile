@@ -19,7 +19,7 @@ $(VENV)/.tools: constraints-dev.txt
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment (on Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "installing the pinned tools into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -c constraints-dev.txt torch numpy safetensors transformers tokenizers tqdm \
-	  scikit-build-core pybind11 cmake ninja pytest pytest-benchmark pytest-xdist hypothesis matplotlib triton ruff mypy clang-format clang-tidy pybind11-stubgen
+	  scikit-build-core pybind11 cmake ninja pytest pytest-benchmark pytest-xdist hypothesis matplotlib triton ruff mypy clang-format clang-tidy pybind11-stubgen compressed-tensors
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.tools $(NATIVE)

@@ -44,10 +44,9 @@ struct FormatInfo {
   const char* name;
   int bits;  // of one code
   ScaleType scale = ScaleType::none;
-  int group = 0;          // elements of K that share a scale; 0: the whole row
-  int block_rows = 1;     // rows that share a scale
-  bool zeros = false;     // whether each scale comes with a zero point, a byte of 0 .. 15
-  uint8_t zero_byte = 0;  // a byte of codes that mean 0, for padding (where the zero point is 0, if any)
+  int group = 0;       // elements of K that share a scale; 0: the whole row
+  int block_rows = 1;  // rows that share a scale
+  bool zeros = false;  // whether each scale comes with a zero point, a byte of 0 .. 15
 };
 
 constexpr FormatInfo kFormatInfo[kWeightFormats] = {
@@ -56,9 +55,9 @@ constexpr FormatInfo kFormatInfo[kWeightFormats] = {
     {.name = "bf16", .bits = 16},
     {.name = "int8", .bits = 8, .scale = ScaleType::f32},
     {.name = "int8_g128", .bits = 8, .scale = ScaleType::f16, .group = 128},
-    {.name = "int4_g32", .bits = 4, .scale = ScaleType::f16, .group = 32, .zero_byte = 0x88},
-    {.name = "int4_g64", .bits = 4, .scale = ScaleType::f16, .group = 64, .zero_byte = 0x88},
-    {.name = "int4_g128", .bits = 4, .scale = ScaleType::f16, .group = 128, .zero_byte = 0x88},
+    {.name = "int4_g32", .bits = 4, .scale = ScaleType::f16, .group = 32},
+    {.name = "int4_g64", .bits = 4, .scale = ScaleType::f16, .group = 64},
+    {.name = "int4_g128", .bits = 4, .scale = ScaleType::f16, .group = 128},
     {.name = "int4z_g32", .bits = 4, .scale = ScaleType::f16, .group = 32, .zeros = true},
     {.name = "int4z_g64", .bits = 4, .scale = ScaleType::f16, .group = 64, .zeros = true},
     {.name = "int4z_g128", .bits = 4, .scale = ScaleType::f16, .group = 128, .zeros = true},
@@ -93,9 +92,10 @@ struct ActivationSpec {
 // Rows that are K-contiguous (col_stride 1) are the rule; gpt-oss stores columns.
 //
 // A quantised matrix is always a part of a blob (src/expert_store/blob_layout.h): col_stride is 1, every row
-// of codes begins at a multiple of 64 bytes and is filled up to the next one with codes that mean 0, whose
-// scales (0) and zero points are there too. So a kernel may take whole 64-byte steps of codes, if its
-// activations beyond K are finite. The scale of element (n, k), and likewise its zero point, is
+// of codes begins at a multiple of 64 bytes and is filled up to the next one with weights that are 0, by
+// their code or because the scale of their group, which is there too, is 0. So a kernel may take whole
+// 64-byte steps of codes, if its activations beyond K are finite. The scale of element (n, k), and likewise
+// its zero point, is
 //   scales[n / block_rows * scale_stride + k / group]
 struct MatrixView {
   const void* data = nullptr;

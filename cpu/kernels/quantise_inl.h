@@ -156,9 +156,9 @@ inline V inverse(V v) {
   return magnitude(v) >= splat(kNothing) ? 1.0f / v : splat(0.0f);
 }
 
-// The largest weight in magnitude becomes -c before clamping; llama.cpp's make_qx_quants tries the same
-// range.
-constexpr float kCandidates[] = {-7.0f, 7.25f, 7.5f, 7.75f, 8.0f, 8.25f, 8.5f, 8.75f, 9.25f};
+// The largest weight in magnitude becomes -c before clamping: c = 8 is llama.cpp's Q4_0, its make_qx_quants
+// tries the range around. Negative: it lies at the positive end, which is better where both ends are alike.
+constexpr float kCandidates[] = {-8.0f, -7.0f, 7.25f, 7.5f, 7.75f, 8.0f, 8.25f, 8.5f, 8.75f, 9.25f};
 
 template <int G>
 inline V symmetric_scales(const V (&w)[G]) {

@@ -38,20 +38,13 @@ std::vector<std::byte*> blob_addresses(const Addresses& blobs, size_t experts) {
   return addresses;
 }
 
-// Of each blob. Reads all of them, on all threads.
-py::array_t<uint64_t> checksums(const Addresses& blobs, int64_t bytes, int threads) {
-  py::array_t<uint64_t> result(blobs.size());
+py::array_t<uint64_t> checksums_at(const Addresses& addresses, int64_t bytes, int threads) {
+  py::array_t<uint64_t> result(addresses.size());
   uint64_t* to = result.mutable_data();
-  const uint64_t* from = blobs.data();
-  const int64_t count = blobs.size();
+  const uint64_t* from = addresses.data();
+  const int64_t count = addresses.size();
   const py::gil_scoped_release release;
-  const cpu::Team team(threads ? threads : cpu::cpu_info().usable_cores);
-  cpu::WorkRanges work(team.size());
-  work.reset();
-  team.run([&](cpu::Member me) noexcept {
-    work.run(me, count,
-             [&](int64_t i) { to[i] = checksum(reinterpret_cast<const std::byte*>(from[i]), bytes); });
-  });
+  checksums(from, count, bytes, to, cpu::Team(threads ? threads : cpu::cpu_info().usable_cores));
   return result;
 }
 
@@ -93,7 +86,7 @@ void bind_quant(py::module_& m) {
         py::arg("up_bias"), py::arg("down_bias"), py::arg("blobs"), py::arg("threads") = 0,
         py::arg("isa") = "",
         "Writes experts into the blobs at these addresses. threads 0: all usable cores.");
-  m.def("checksums", checksums, py::arg("blobs"), py::arg("bytes"), py::arg("threads") = 0,
+  m.def("checksums", checksums_at, py::arg("blobs"), py::arg("bytes"), py::arg("threads") = 0,
         "Of the memory at each address, uint64 [n]. threads 0: all usable cores.");
   m.def("weight_bytes", &weight_bytes, py::arg("format"), py::arg("hidden"), py::arg("inter"),
         "Bytes of one expert's codes, scales and zeros, without padding.");

@@ -14,11 +14,12 @@ from typing import Any
 from moerun import _core
 from moerun.engine import Engine, EngineConfig, Handle, Layer
 from moerun.errors import CheckpointError, MoerunError
-from moerun.layer_spec import WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
+from moerun.layer_spec import QUANTISED, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "QUANTISED",
     "WEIGHT_FORMATS",
     "Checkpoint",
     "CheckpointError",

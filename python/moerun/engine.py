@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from moerun import _core, tensors
-from moerun.layer_spec import DTYPES, ExpertMemory, LayerSpec
+from moerun.layer_spec import DTYPES, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.linear import Linear
 
 if TYPE_CHECKING:
@@ -97,8 +97,11 @@ class Engine:
         self._core = _core.Engine(cpu_threads=self.config.cpu_threads or 0, isa=self.config.isa or "")
         self._layers: list[Layer] = []
 
-    def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory) -> Layer:
+    def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory | ExpertBlobs) -> Layer:
         """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
+
+        With ``spec.quant``, weights in another format are quantised first, on the engine's number of threads,
+        and the given memory is not needed any more.
 
         Parameters
         ----------
@@ -107,30 +110,69 @@ class Engine:
         tensors
             ``{"gate_up": [E, 2I, H], "down": [E, H, I]}`` in float32, float16 or bfloat16 (torch, numpy or
             DLPack), gate rows first, and with ``spec.bias`` also ``"gate_up_bias" [E, 2I]`` and
-            ``"down_bias" [E, H]``; or an ExpertMemory, as Checkpoint.experts gives. Transposed views are used
-            as they are; other strides and tensors on a device are copied once.
+            ``"down_bias" [E, H]``; or ExpertMemory or ExpertBlobs, as Checkpoint.experts gives. Transposed
+            views are used as they are; other strides and tensors on a device are copied once.
 
         Raises
         ------
         ValueError, TypeError
-            A tensor that is missing, not expected, or of another shape or type than the spec says.
+            A tensor that is missing, not expected, or of another shape or type than the spec says; a weight
+            that ``spec.quant`` cannot hold.
         """
         if not isinstance(spec, LayerSpec):
             raise TypeError(f"spec must be a LayerSpec, got {type(spec).__name__}")
-        if not isinstance(tensors, (Mapping, ExpertMemory)):
-            raise TypeError(f"tensors must be a dict or an ExpertMemory, got {type(tensors).__name__}")
-        memory = tensors if isinstance(tensors, ExpertMemory) else _memory_of(spec, tensors)
+        if not isinstance(tensors, (Mapping, ExpertMemory, ExpertBlobs)):
+            raise TypeError(
+                f"tensors must be a dict, an ExpertMemory or ExpertBlobs, got {type(tensors).__name__}"
+            )
+        memory = _memory_of(spec, tensors) if isinstance(tensors, Mapping) else tensors
+        _check_memory(spec, memory)
+        if isinstance(memory, ExpertMemory) and spec.quant not in (None, memory.dtype):
+            from moerun.quant import quantise_layer
+
+            memory = quantise_layer(spec, memory, spec.quant, self.config.cpu_threads, self.config.isa)
         layer = Layer(self, spec, self._add(spec, memory))
         self._layers.append(layer)
         return layer
 
-    def add_layer_from(self, checkpoint: Checkpoint, layer_index: int) -> Layer:
+    def add_layer_from(
+        self,
+        checkpoint: Checkpoint,
+        layer_index: int,
+        quant: str | None = None,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> Layer:
         """Adds the experts of one layer of a checkpoint, read where the file is mapped.
 
-        ``layer_index`` counts the model's layers from 0, dense ones included; a layer without experts raises
-        ValueError naming those that have some.
+        Parameters
+        ----------
+        checkpoint, layer_index
+            ``layer_index`` counts the model's layers from 0, dense ones included.
+        quant
+            Number format to quantise the experts to, one of WEIGHT_FORMATS; None keeps that of the
+            checkpoint. The result is kept on disk ($MOERUN_CACHE), so that it is there at once the next time.
+        on_progress
+            Called with the number of experts that have become ready since the last call, where there is
+            something to quantise.
+
+        Raises
+        ------
+        ValueError
+            The layer has no experts (the message names those that have some), the format is unknown, cannot
+            hold a weight, or the checkpoint is already quantised in another one.
         """
-        return self.add_layer(checkpoint.spec(layer_index), checkpoint.experts(layer_index))
+        spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
+        if quant in (None, checkpoint.expert_dtype):
+            return self.add_layer(spec, checkpoint.experts(layer_index))
+        if checkpoint.expert_dtype not in DTYPES:
+            raise ValueError(
+                f"the experts of {checkpoint.path} are stored as {checkpoint.expert_dtype} and cannot become "
+                f"{quant}: leave the format out, or use the repository that they were quantised from"
+            )
+        from moerun.quant import load_quantised
+
+        threads, isa = self.config.cpu_threads, self.config.isa
+        return self.add_layer(spec, load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress))
 
     def add_linear(self, weight: Any, bias: Any = None) -> Linear:
         """A dense linear layer ``[outputs, inputs]`` that runs on this engine's threads, with its kernels.
@@ -139,19 +181,26 @@ class Engine:
         """
         return Linear(self, weight, bias)
 
-    def _add(self, spec: LayerSpec, memory: ExpertMemory) -> _core.Layer:
-        if len(memory.gate) != spec.num_experts:
-            raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {len(memory.gate)}")
-        if memory.dtype not in DTYPES:
-            raise ValueError(f"ExpertMemory.dtype {memory.dtype!r} is unknown; known: {', '.join(DTYPES)}")
-        return self._core.add_layer(
-            hidden=spec.hidden_size,
-            inter=spec.intermediate_size,
-            top_k=spec.top_k,
-            format=getattr(_core.WeightFormat, memory.dtype),
-            activation=_core.ActivationSpec(
+    def _add(self, spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> _core.Layer:
+        common = {
+            "hidden": spec.hidden_size,
+            "inter": spec.intermediate_size,
+            "top_k": spec.top_k,
+            "activation": _core.ActivationSpec(
                 getattr(_core.Activation, spec.activation), spec.swiglu_alpha, spec.swiglu_limit
             ),
+            "owner": memory.owner,
+        }
+        if isinstance(memory, ExpertBlobs):
+            return self._core.add_blobs(
+                **common,
+                format=getattr(_core.WeightFormat, memory.format),
+                bias=memory.bias,
+                blobs=memory.addresses,
+            )
+        return self._core.add_layer(
+            **common,
+            format=getattr(_core.WeightFormat, memory.dtype),
             gate=memory.gate,
             up=memory.up,
             down=memory.down,
@@ -160,7 +209,6 @@ class Engine:
             gate_bias=memory.gate_bias,
             up_bias=memory.up_bias,
             down_bias=memory.down_bias,
-            owner=memory.owner,
         )
 
     @property
@@ -368,6 +416,22 @@ def _row_stride(array: Any) -> int:
     return tensors.strides(array)[0]
 
 
+def _check_memory(spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> None:
+    known: tuple[str, ...]
+    if isinstance(memory, ExpertBlobs):
+        experts, field, name, known = len(memory.addresses), "format", memory.format, WEIGHT_FORMATS
+        if memory.bias != spec.bias:
+            raise ValueError(f"the spec says bias={spec.bias}, the blobs have bias={memory.bias}")
+        if spec.quant not in (None, memory.format):
+            raise ValueError(f"the spec says {spec.quant}, the blobs hold {memory.format}")
+    else:
+        experts, field, name, known = len(memory.gate), "dtype", memory.dtype, DTYPES
+    if experts != spec.num_experts:
+        raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {experts}")
+    if name not in known:
+        raise ValueError(f"{type(memory).__name__}.{field} {name!r} is unknown; known: {', '.join(known)}")
+
+
 def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
     """Checks the tensors of add_layer against the spec and finds every expert's matrices in them."""
     experts, hidden, inter = spec.num_experts, spec.hidden_size, spec.intermediate_size
@@ -392,7 +456,7 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
         raise ValueError(
             f"gate_up and down must be of one type, got {formats['gate_up']} and {formats['down']}"
         )
-    weights = {name: _matrices(arrays[name], spec.quant) for name in ("gate_up", "down")}
+    weights = {name: _matrices(arrays[name]) for name in ("gate_up", "down")}
     gate_up, down = weights["gate_up"], weights["down"]
 
     item = size_of(tensors.format_name(gate_up))
@@ -426,13 +490,8 @@ def size_of(format_name: str) -> int:
     return 4 if format_name == "fp32" else 2
 
 
-def _matrices(array: Any, quant: str | None) -> Any:
-    """`array` in the wanted format, with rows or columns contiguous."""
-    if quant is not None and quant != tensors.format_name(array):
-        import torch
-
-        wanted = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[quant]
-        array = torch.as_tensor(array).to(wanted)
+def _matrices(array: Any) -> Any:
+    """`array` itself if its rows or columns are contiguous, else a copy."""
     per_expert, per_row, per_column = _matrix_strides(array)
     rows, columns = array.shape[1:]
     row_major = per_column == 1 and per_row >= columns

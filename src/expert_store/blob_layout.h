@@ -15,9 +15,10 @@
 //   at least 64 bytes of zeros, up to a multiple of 256
 //
 // A row holds K codes in order (two 4-bit codes a byte, the even k in the low half), filled up to a multiple
-// of 64 bytes with codes that mean 0. A row of scales covers the filled row, with scales of 0 where a group
-// has no weight. The last group may be short. A scale row serves block_rows rows (128 in fp8, else 1); blocks
-// do not span gate and up. The zeros at the end let a kernel load 64 bytes from any element on.
+// of 64 bytes with weights that are 0: by their code (8 in symmetric int4, the zero point, else 0), or in
+// groups without any real weight by a scale of 0. A row of scales covers the filled row. The last group may
+// be short. A scale row serves block_rows rows (128 in fp8, else 1); blocks do not span gate and up. The
+// zeros at the end let a kernel load 64 bytes from any element on.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "cpu/work_ranges.h"
+
 namespace moerun {
 namespace {
 
@@ -33,6 +35,15 @@ uint64_t checksum(const std::byte* data, size_t bytes) {
   for (; i < bytes; ++i) hash = mix(hash, static_cast<uint64_t>(data[i]));
   for (const uint64_t lane : lanes) hash = mix(fold(hash), fold(lane));
   return fold(hash);
+}
+
+void checksums(const uint64_t* addresses, int64_t count, size_t bytes, uint64_t* to, const cpu::Team& team) {
+  cpu::WorkRanges work(team.size());
+  work.reset();
+  team.run([&](cpu::Member me) noexcept {
+    work.run(me, count,
+             [&](int64_t i) { to[i] = checksum(reinterpret_cast<const std::byte*>(addresses[i]), bytes); });
+  });
 }
 
 }  // namespace moerun

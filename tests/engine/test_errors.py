@@ -68,7 +68,11 @@ WEIGHT_ERRORS = {
         "bias=False needs the tensors gate_up, down",
     ),
     "nothing": (lambda t: {}, ValueError, "needs the tensors gate_up, down; got none"),
-    "a list": (lambda t: [t["gate_up"]], TypeError, "tensors must be a dict or an ExpertMemory, got list"),
+    "a list": (
+        lambda t: [t["gate_up"]],
+        TypeError,
+        "tensors must be a dict, an ExpertMemory or ExpertBlobs, got list",
+    ),
     "a list inside": (lambda t: t | {"down": [[1.0]]}, TypeError, "down must be a torch tensor.*, got list"),
     "shape": (
         lambda t: t | {"down": t["down"][:, :, 1:]},

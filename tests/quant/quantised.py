@@ -31,7 +31,7 @@ def memory_of(
     def addresses(a: np.ndarray) -> np.ndarray:
         return np.uint64(a.ctypes.data) + np.arange(len(a), dtype=np.uint64) * np.uint64(a.strides[0])
 
-    assert gate.strides == up.strides
+    assert gate.strides[1:] == up.strides[1:]
     gate_bias, up_bias, down_bias = biases or (None, None, None)
     return ExpertMemory(
         dtype={np.float32: "fp32", np.float16: "fp16"}[gate.dtype.type],
@@ -68,6 +68,9 @@ def quantise(memory: ExpertMemory, hidden: int, inter: int, name: str, **options
 def quantise_matrix(weights: np.ndarray, name: str, **options: object) -> Quantised:
     """Quantises one expert whose gate is `weights` [I, H]; up and down are zero."""
     inter, hidden = weights.shape
-    gate = np.ascontiguousarray(weights)[None]
-    memory = memory_of(gate, np.zeros_like(gate), np.zeros((1, hidden, inter), weights.dtype))
+    gate = np.empty((1, inter, hidden), weights.dtype)
+    gate[0] = weights
+    memory = memory_of(
+        gate, np.zeros((1, inter, hidden), weights.dtype), np.zeros((1, hidden, inter), weights.dtype)
+    )
     return quantise(memory, hidden, inter, name, **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import os
 import stat
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +19,15 @@ import numpy as np
 from moerun.checkpoint.config import read_config
 from moerun.checkpoint.experts import find_experts
 from moerun.checkpoint.families import FAMILIES, family_of, num_layers
-from moerun.checkpoint.formats import refuse_quantised, to_fp32
+from moerun.checkpoint.fingerprint import fingerprint
+from moerun.checkpoint.formats import to_fp32, to_numpy
 from moerun.checkpoint.index import index_tensors
+from moerun.checkpoint.layout import Layout
+from moerun.checkpoint.packed import PackedLayout, packed_layouts, packed_scheme, repack_layer
 from moerun.checkpoint.problem import is_text, problem, shown
+from moerun.checkpoint.safetensors_header import TensorInfo
 from moerun.checkpoint.torch_view import map_as_torch
-from moerun.layer_spec import ExpertMemory, LayerSpec
+from moerun.layer_spec import ExpertBlobs, ExpertMemory, LayerSpec
 
 if TYPE_CHECKING:
     import torch
@@ -70,13 +75,19 @@ class Checkpoint:
         self._path = _existing_folder(path)
         config = read_config(self._path, FAMILIES)
         self._family, family = family_of(config)
-        refuse_quantised(config)
+        scheme = packed_scheme(config)
         self._config = config.fields
         self._spec = family.layer_spec(config)
         self._num_layers = num_layers(config)
         self._index = index_tensors(self._path)
+        layouts: Sequence[Layout | PackedLayout] = family.layouts
+        if scheme is not None:
+            layouts = packed_layouts(family.layouts, scheme)
+            if not layouts:
+                expected = f"experts of {self._family} unquantised or in another packing"
+                raise problem(config.file, "field 'quantization_config'", expected, scheme.name)
         layers = family.moe_layers(config)
-        self._experts = find_experts(self._path, self._index, family.layouts, layers, self._spec)
+        self._experts = find_experts(self._path, self._index, layouts, layers, self._spec)
         self._mapped: dict[Path, MappedFile] = {}
         self._closed = False
 
@@ -107,13 +118,16 @@ class Checkpoint:
 
     @property
     def expert_dtype(self) -> str:
-        """Number format of the experts in the files: "bf16", "fp16" or "fp32"."""
+        """Number format of the experts in the files, one of moerun.WEIGHT_FORMATS."""
         return self._experts.dtype
 
     @property
     def expert_bytes(self) -> int:
-        """Bytes of one expert's gate, up and down."""
-        return 3 * self._spec.intermediate_size * self._spec.hidden_size * self._experts.item_bytes
+        """Bytes of one expert's gate, up and down, with their scales and zero points in our format."""
+        from moerun import _core
+
+        weight_format = getattr(_core.WeightFormat, self.expert_dtype)
+        return _core.weight_bytes(weight_format, self._spec.hidden_size, self._spec.intermediate_size)
 
     @property
     def total_bytes(self) -> int:
@@ -141,8 +155,10 @@ class Checkpoint:
         self._check_layer(layer_index)
         return self._spec
 
-    def experts(self, layer_index: int) -> ExpertMemory:
+    def experts(self, layer_index: int) -> ExpertMemory | ExpertBlobs:
         """Maps the files of a layer's experts and returns the addresses of their weights.
+
+        Packed experts are laid into blobs, on all cores; no number changes.
 
         Raises
         ------
@@ -151,10 +167,19 @@ class Checkpoint:
         RuntimeError
             The checkpoint is closed.
         CheckpointError
-            A file cannot be mapped, or is not as long as it was when the checkpoint was opened.
+            A file cannot be mapped, or is not as long as it was when the checkpoint was opened; packed
+            experts hold something that has no reader.
         """
+        if isinstance(self._experts.layout, PackedLayout):
+            return self._packed_experts(layer_index, self._experts.layout)
+        return self.plain_experts(layer_index)
+
+    def plain_experts(self, layer_index: int) -> ExpertMemory:
+        """As `experts`, of a checkpoint whose experts are not packed: raises ValueError for others."""
         prefix = self._experts.prefix(self._check_layer(layer_index))
         layout = self._experts.layout
+        if isinstance(layout, PackedLayout):
+            raise ValueError(f"the experts of {self._path} are stored as {self.expert_dtype}")
         files: dict[Path, MappedFile] = {}
 
         def mapped(file: Path) -> MappedFile:
@@ -178,6 +203,21 @@ class Checkpoint:
             **biases._asdict(),
             owner=tuple(files.values()),
         )
+
+    def _packed_experts(self, layer_index: int, layout: PackedLayout) -> ExpertBlobs:
+        prefix = self._experts.prefix(self._check_layer(layer_index))
+
+        def array(name: str) -> np.ndarray:
+            tensor = self._index.tensors[prefix + name]
+            return to_numpy(self._content(tensor), tensor.dtype).reshape(tensor.shape)
+
+        biases = layout.read_biases(array)
+        try:
+            return repack_layer(self._spec, self.expert_dtype, layout.reader(self._spec, array), biases)
+        except ValueError as error:
+            raise problem(
+                self._path, f"layer {prefix[:-1]}", "experts that can be read", str(error)
+            ) from error
 
     def tensor(self, name: str) -> torch.Tensor:
         """Returns any tensor as a torch CPU tensor that reads the file, without a copy.
@@ -212,6 +252,21 @@ class Checkpoint:
             tensor = self._index.tensors[prefix + name]
             self._map(tensor.file).prefetch(tensor.offset, tensor.nbytes)
 
+    def fingerprint(self, layer_index: int) -> str:
+        """Returns a name for the content of a layer's experts, 32 hexadecimal digits, without reading it all.
+
+        It changes when the files are changed or replaced; see moerun.checkpoint.fingerprint for how.
+
+        Raises
+        ------
+        ValueError, RuntimeError, CheckpointError
+            As `experts`.
+        """
+        prefix = self._experts.prefix(self._check_layer(layer_index))
+        layout = self._experts.layout
+        names = [name for name, _ in (*layout.weights(self._spec), *layout.biases(self._spec))]
+        return fingerprint((self._index.tensors[prefix + name] for name in names), self._content)
+
     def close(self) -> None:
         """Lets go of the files. What `experts` and `tensor` returned stays valid."""
         self._mapped.clear()
@@ -229,6 +284,10 @@ class Checkpoint:
             f"{len(self._experts.layers)} of them with {self._spec.num_experts} experts of "
             f"{self.expert_bytes:,} bytes in {self.expert_dtype}{', closed' if self._closed else ''})"
         )
+
+    def _content(self, tensor: TensorInfo) -> np.ndarray:
+        file: Any = self._map(tensor.file)  # the stub cannot say that it is a buffer
+        return np.frombuffer(file, np.uint8, count=tensor.nbytes, offset=tensor.offset)
 
     def _check_layer(self, layer_index: int) -> int:
         layer = int(operator.index(layer_index))

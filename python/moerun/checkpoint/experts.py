@@ -10,8 +10,9 @@ from typing import NamedTuple
 from moerun.checkpoint.formats import PLAIN_DTYPES
 from moerun.checkpoint.index import TensorIndex
 from moerun.checkpoint.layout import Layout
+from moerun.checkpoint.packed import PackedLayout
 from moerun.checkpoint.problem import problem, shown
-from moerun.checkpoint.safetensors_header import TensorInfo
+from moerun.checkpoint.safetensors_header import ITEM_BITS, TensorInfo
 from moerun.layer_spec import LayerSpec
 
 # What may stand before "layers.L.": the causal model, the bare model, two ways to be part of a larger model.
@@ -22,10 +23,10 @@ class ExpertTensors(NamedTuple):
     """Which tensors hold the experts. All are there, in the right shape and in one dtype."""
 
     root: str
-    layout: Layout
+    layout: Layout | PackedLayout
     layers: list[int]
-    dtype: str  # "bf16", "fp16" or "fp32"
-    item_bytes: int
+    dtype: str  # one of WEIGHT_FORMATS
+    item_bytes: int  # of one weight that is not quantised
 
     def prefix(self, layer: int) -> str:
         """What the names of a layer's tensors begin with."""
@@ -33,7 +34,11 @@ class ExpertTensors(NamedTuple):
 
 
 def find_experts(
-    folder: Path, index: TensorIndex, layouts: Sequence[Layout], layers: Iterable[int], spec: LayerSpec
+    folder: Path,
+    index: TensorIndex,
+    layouts: Sequence[Layout | PackedLayout],
+    layers: Iterable[int],
+    spec: LayerSpec,
 ) -> ExpertTensors:
     """Finds out which layout the checkpoint uses and checks every expert tensor of every layer.
 
@@ -45,6 +50,8 @@ def find_experts(
         element size.
     """
     root, layout = _detect(folder, index, layouts)
+    if isinstance(layout, PackedLayout):
+        return _find_packed(folder, index, root, layout, layers, spec)
     weights, biases = list(layout.weights(spec)), list(layout.biases(spec))
     first: TensorInfo | None = None
     checked = []
@@ -64,6 +71,26 @@ def find_experts(
     return ExpertTensors(root, layout, checked, *PLAIN_DTYPES[first.dtype])
 
 
+def _find_packed(
+    folder: Path, index: TensorIndex, root: str, layout: PackedLayout, layers: Iterable[int], spec: LayerSpec
+) -> ExpertTensors:
+    try:
+        parts = list(layout.parts(spec))
+    except ValueError as error:
+        raise problem(
+            folder / "config.json", "", f"sizes that {layout.scheme.name} can have", str(error)
+        ) from error
+    checked = []
+    for layer in layers:
+        prefix = f"{root}layers.{layer}."
+        for name, part in parts:
+            _find(folder, index, prefix + name, part.shape, part.dtypes)
+        for name, shape in layout.biases(spec):
+            _find(folder, index, prefix + name, shape)
+        checked.append(layer)
+    return ExpertTensors(root, layout, checked, layout.scheme.weight_format, 0)
+
+
 def check_alignment(tensor: TensorInfo, item_bytes: int) -> None:
     """Raises CheckpointError unless a tensor lies at a multiple of its element size, as compilers assume."""
     if tensor.offset % item_bytes:
@@ -76,22 +103,30 @@ def check_alignment(tensor: TensorInfo, item_bytes: int) -> None:
         )
 
 
-def _find(folder: Path, index: TensorIndex, name: str, shape: tuple[int, ...]) -> TensorInfo:
+def _find(
+    folder: Path,
+    index: TensorIndex,
+    name: str,
+    shape: tuple[int, ...],
+    dtypes: Sequence[str] = tuple(PLAIN_DTYPES),
+) -> TensorInfo:
     tensor = index.tensors.get(name)
     if tensor is None:
         raise problem(folder, f"tensor {shown(name)}", f"shape {list(shape)}", "no tensor of this name")
     if tensor.shape != shape:
         expected, found = f"shape {list(shape)}, by config.json", str(list(tensor.shape))
         raise problem(tensor.file, f"tensor {shown(name)}", expected, found)
-    if tensor.dtype not in PLAIN_DTYPES:
+    if tensor.dtype not in dtypes:
         raise problem(
-            tensor.file, f"tensor {shown(name)}", f"one of {', '.join(PLAIN_DTYPES)}", f"dtype {tensor.dtype}"
+            tensor.file, f"tensor {shown(name)}", f"one of {', '.join(dtypes)}", f"dtype {tensor.dtype}"
         )
-    check_alignment(tensor, PLAIN_DTYPES[tensor.dtype][1])
+    check_alignment(tensor, ITEM_BITS[tensor.dtype] // 8)
     return tensor
 
 
-def _detect(folder: Path, index: TensorIndex, layouts: Sequence[Layout]) -> tuple[str, Layout]:
+def _detect(
+    folder: Path, index: TensorIndex, layouts: Sequence[Layout | PackedLayout]
+) -> tuple[str, Layout | PackedLayout]:
     """Goes by the first name that fits a layout. What is damaged is then missed by its name, in _find."""
     roots = "|".join(map(re.escape, _ROOTS))
     patterns = []

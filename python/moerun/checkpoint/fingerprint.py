@@ -1,8 +1,9 @@
-"""A short name for the content of some tensors, which changes when they do: the key of a cache.
+"""A short name for the content of some tensors, which changes when they do: a key for what is made of them.
 
 Reading all bytes would take as long as what the cache is to save. So it covers every tensor's name, dtype,
 shape and place, size and time of change of the files, and samples of the content: a file that was replaced,
-edited or downloaded again has another time; one that was restored with its old time still has other bytes.
+edited or downloaded again has another time, and one that was restored with its old time still has other
+bytes.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from moerun.cli import arguments
 from moerun.cli.generation_report import ExpertClock, figures, render
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
+from moerun.layer_spec import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +30,7 @@ examples:
   moerun generate ./OLMoE-1B-7B "The capital of France is"
   moerun generate ./Qwen3-30B-A3B --chat "Why is the sky blue?" --max-new-tokens 400
   moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
+  moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
 """
 
@@ -75,6 +77,12 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help="what the model computes in outside of the experts (default: as saved)",
     )
     parser.add_argument(
+        "--experts",
+        choices=WEIGHT_FORMATS,
+        metavar="FORMAT",
+        help=f"quantise the experts: {', '.join(WEIGHT_FORMATS)} (default: as saved)",
+    )
+    parser.add_argument(
         "--stats", action="store_true", help="also show how often each layer uses its experts"
     )
     parser.add_argument(
@@ -95,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     threads = args.threads or default_threads()
 
     start = time.perf_counter()
-    model = load_model(folder, args.dtype, threads)
+    model = load_model(folder, args.dtype, threads, args.experts)
     tokenizer = load_tokenizer(folder)
     load_s = time.perf_counter() - start
 
@@ -126,7 +134,7 @@ def default_threads() -> int:
     return int(_core.cpu_info()["usable_cores"])
 
 
-def load_model(folder: str, dtype: str, threads: int) -> PreTrainedModel:
+def load_model(folder: str, dtype: str, threads: int, experts: str | None = None) -> PreTrainedModel:
     """The checkpoint as a transformers model; its torch part uses as many threads as the engine."""
     import torch
     from transformers.utils import logging
@@ -136,7 +144,9 @@ def load_model(folder: str, dtype: str, threads: int) -> PreTrainedModel:
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     torch.set_num_threads(threads)
-    return moerun.hf.from_pretrained(folder, dtype=None if dtype == "auto" else dtype, cpu_threads=threads)
+    return moerun.hf.from_pretrained(
+        folder, dtype=None if dtype == "auto" else dtype, experts=experts, cpu_threads=threads
+    )
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moerun import machine
 from moerun.cli import arguments, text
+from moerun.quant import cache_size
 
 if TYPE_CHECKING:
     from moerun.checkpoint import Checkpoint
@@ -67,6 +68,7 @@ def describe(checkpoint: Checkpoint, memory: machine.Memory) -> dict[str, Any]:
         "all_experts_bytes": experts_bytes,
         "other_weights_bytes": other_bytes,
         "total_bytes": checkpoint.total_bytes,
+        "quantised_cache_bytes": cache_size(),
         "expert_bytes_per_token": len(layers) * spec.top_k * checkpoint.expert_bytes,
         "memory_total_bytes": memory.total_bytes,
         "memory_available_bytes": memory.available_bytes,
@@ -118,6 +120,7 @@ def render(report: dict[str, Any]) -> str:
         ["  experts", part(report["all_experts_bytes"])],
         ["  other", part(report["other_weights_bytes"])],
         ["  read per token", f"{text.size(report['expert_bytes_per_token'])} of experts"],
+        ["Cache", f"{text.size(report['quantised_cache_bytes'])} of quantised experts, of all checkpoints"],
         ["Memory", f"{available} of {total} available"],
     ]
     return text.table(rows, "ll") + "\n\n" + verdict(report)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from moerun import Checkpoint, Engine
+    from moerun.engine import Layer
 
 MIN_TRANSFORMERS = (5, 7)
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # ours -> torch's
@@ -39,6 +40,7 @@ def from_pretrained(
     *,
     dtype: str | torch.dtype | None = None,
     engine: Engine | None = None,
+    experts: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Loads a checkpoint as an ordinary transformers model whose experts live in a moerun engine.
@@ -52,7 +54,11 @@ def from_pretrained(
         A folder with config.json and safetensors, or a repository id of the Hugging Face hub.
     dtype
         What the model computes in outside of the experts: "fp32", "fp16", "bf16" or the torch dtype; None
-        takes what the checkpoint was saved in. The experts stay as stored.
+        takes what the checkpoint was saved in.
+    experts
+        Number format of the experts, one of `moerun.WEIGHT_FORMATS` ("int8", "int4_g32", ...). They are
+        quantised on all threads and kept on disk ($MOERUN_CACHE), mapped from there the next time. None
+        leaves them as the checkpoint stores them.
     engine
         An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
     options
@@ -71,11 +77,13 @@ def from_pretrained(
     moerun.CheckpointError
         No such folder, an unknown family, or a checkpoint that cannot be read.
     ValueError
-        An argument that cannot work here, such as device_map, or an unknown dtype.
+        An argument that cannot work here, such as device_map, or an unknown dtype or format.
     """
     check_transformers()
-    from moerun import Checkpoint, Engine, EngineConfig
+    from moerun import WEIGHT_FORMATS, Checkpoint, Engine, EngineConfig
 
+    if experts is not None and experts not in WEIGHT_FORMATS:
+        raise ValueError(f"experts must be one of {', '.join(WEIGHT_FORMATS)}, or None; got {experts!r}")
     for name in sorted(_REFUSED.keys() & options.keys()):
         raise ValueError(f"moerun.hf.from_pretrained takes no {name}: {_REFUSED[name]}")
     dtype = _torch_name(dtype)
@@ -90,10 +98,10 @@ def from_pretrained(
     folder = checkpoint_folder(path, **hub_options)
     checkpoint = Checkpoint(folder)
     if engine is not None:
-        return _load(folder, checkpoint, engine, dtype, options)
+        return _load(folder, checkpoint, engine, dtype, experts, options)
     engine = Engine(EngineConfig(**engine_options))
     try:
-        return _load(folder, checkpoint, engine, dtype, options)
+        return _load(folder, checkpoint, engine, dtype, experts, options)
     except BaseException:
         engine.close()
         raise
@@ -132,6 +140,7 @@ def _load(
     checkpoint: Checkpoint,
     engine: Engine,
     dtype: str,
+    experts: str | None,
     options: dict[str, Any],
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
@@ -147,9 +156,18 @@ def _load(
         experts_implementation=IMPLEMENTATION,
         **options,
     )
-    attach_layers(
-        model, {number: engine.add_layer_from(checkpoint, number) for number in checkpoint.moe_layers}
-    )
+    attach_layers(model, _add_layers(engine, checkpoint, experts))
     attach_linears(model, engine)
     model.moerun_engine = engine  # type: ignore[assignment]
     return model
+
+
+def _add_layers(engine: Engine, checkpoint: Checkpoint, experts: str | None) -> dict[int, Layer]:
+    """All layers with experts, by number."""
+    numbers = checkpoint.moe_layers
+    if experts is None:
+        return {number: engine.add_layer_from(checkpoint, number) for number in numbers}
+    from moerun.quant import ExpertsBar
+
+    with ExpertsBar(sum(checkpoint.spec(number).num_experts for number in numbers), experts) as bar:
+        return {number: engine.add_layer_from(checkpoint, number, experts, bar) for number in numbers}
