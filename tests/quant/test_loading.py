@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import moerun
 import numpy as np
 import pytest
 import torch
 from blob_oracle import QUANTISED, Layout
+from quantised import bytes_of
+
+import moerun
 from expert_layers import random_experts
 from moerun import Checkpoint, Engine, LayerSpec
 from moerun.cli import main
-from quantised import bytes_of
 from random_checkpoints import save_random_checkpoint
 
 DEMO = Path(__file__).parents[2] / "examples" / "pycode-moe"
