@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_checkpoints import save_random_checkpoint
 from safetensors.torch import load_file, save_file
+
+from random_checkpoints import save_random_checkpoint
 
 Packed = tuple[dict[str, torch.Tensor], torch.Tensor]
 Packer = Callable[[int, int, torch.Generator], Packed]

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from blob_oracle import Layout
-from moerun import Checkpoint, CheckpointError, Engine, ExpertBlobs
 from packed_checkpoints import (
     AWQ_CONFIG,
     FP8_CONFIG,
@@ -24,8 +23,10 @@ from packed_checkpoints import (
     save_packed,
 )
 from quantised import bytes_of
-from random_checkpoints import save_random_checkpoint
 from safetensors.torch import load_file, save_file
+
+from moerun import Checkpoint, CheckpointError, Engine, ExpertBlobs
+from random_checkpoints import save_random_checkpoint
 
 
 def read(folder: Path) -> tuple[Checkpoint, Layout, list[dict[str, np.ndarray]]]:
