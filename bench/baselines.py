@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from moerun import LayerSpec
 from torch.nn import functional
 
 from bench.workload import Batch
+from moerun import LayerSpec
 
 Baseline = Callable[[LayerSpec, dict[str, torch.Tensor], Batch], torch.Tensor]
 

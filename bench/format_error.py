@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from moerun import QUANTISED, Checkpoint, Engine, LayerSpec, _core
-from moerun.hf import from_pretrained
 
 from bench import report
 from bench.table import Column, Table
+from moerun import QUANTISED, Checkpoint, Engine, LayerSpec, _core
+from moerun.hf import from_pretrained
 
 ROOT = Path(__file__).parent.parent
 DEMO = ROOT / "examples" / "pycode-moe"

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from moerun import Engine, machine
 
 from bench.checkpoint import random_qwen3_moe
 from bench.limits import LimitMeter
 from bench.profile import ModuleClock
 from bench.rounds import Spread, waited_s
 from bench.table import Column, Table, number, percent, plural, ratio
+from moerun import Engine, machine
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 64
@@ -100,8 +100,9 @@ def measure_model(threads: int, layers: int = 4, vocab_size: int = 151_936) -> d
 
 def _load(folder: Path, threads: int) -> tuple[dict[str, Any], dict[str, float]]:
     """The models by name, and how long each took to load."""
-    from moerun import hf
     from transformers import AutoModelForCausalLM
+
+    from moerun import hf
 
     loaders: dict[str, Callable[[], Any]] = {
         OURS: lambda: hf.from_pretrained(folder, cpu_threads=threads, dtype=torch.bfloat16),

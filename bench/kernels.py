@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import moerun
 import torch
-from moerun import _core
 
+import moerun
 from bench.layers import Case, measure_layer
 from bench.report import LayerRow
 from bench.rounds import Budget, Spread
 from bench.shapes import EXAMPLE, Shape
 from bench.table import Column, Table, number, percent, plural
 from bench.workload import batches, expert_weights
+from moerun import _core
 
 TINY = Shape("tiny", 4, 2, 64, 32)
 _CALLS = 200  # per turn

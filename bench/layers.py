@@ -7,11 +7,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import moerun
 import numpy as np
 import torch
-from moerun import LayerSpec, machine
 
+import moerun
 from bench.baselines import BASELINES, Baseline
 from bench.limits import LimitMeter
 from bench.report import LayerRow
@@ -19,6 +18,7 @@ from bench.rounds import Budget, Spread, Step, Turns, interleave
 from bench.shapes import Shape
 from bench.table import Column, Table, number, percent, plural, ratio
 from bench.workload import Batch, batches, expert_weights
+from moerun import LayerSpec, machine
 
 OURS = "ours"
 MAX_STEPS = 64  # different routings of a row; fewer when a step has many tokens

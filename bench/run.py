@@ -10,12 +10,11 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from moerun import _core
-
 from bench import report
 from bench.rounds import FOOTER, Budget
 from bench.shapes import BYTES_PER_WEIGHT, SHAPES
 from bench.workload import ROUTINGS
+from moerun import _core
 
 TOKENS = (1, 4, 16, 128, 512)
 QUICK_TOKENS = (1, 16, 512)

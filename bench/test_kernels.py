@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import moerun
 import pytest
 import torch
-from moerun import _core, machine
 
+import moerun
 from bench.shapes import BYTES_PER_WEIGHT, SHAPES, Shape
 from bench.workload import batches, expert_weights
+from moerun import _core, machine
 
 STEPS = 16
 

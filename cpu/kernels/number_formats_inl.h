@@ -32,8 +32,10 @@ inline uint16_t to_f16(float v) {
   if (std::isnan(v)) return sign | 0x7e00;
   if (magnitude >= 65520.0f) return sign | 0x7c00;  // halfway between the largest and the next
   // Subnormal: multiples of 2^-24, which is the last bit of 1/2.
-  if (magnitude < 0x1p-14f)
-    return sign | static_cast<uint16_t>(__builtin_bit_cast(uint32_t, magnitude + 0.5f));
+  if (magnitude < 0x1p-14f) {
+    const float aligned = magnitude + 0.5f;
+    return sign | static_cast<uint16_t>(__builtin_bit_cast(uint32_t, aligned));
+  }
   // To even; a carry moves into the exponent by itself.
   return sign | static_cast<uint16_t>(((b + 0xfff + ((b >> 13) & 1)) >> 13) - ((127 - 15) << 10));
 }

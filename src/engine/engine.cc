@@ -62,7 +62,9 @@ Engine::~Engine() {
   close();
   // In the child of a fork the scheduler's thread still counts as waiting: destroying what it waits for would
   // hang.
-  if (fork_generation_ != cpu::fork_generation()) (void)scheduler_.release();
+  if (fork_generation_ != cpu::fork_generation()) {
+    [[maybe_unused]] const Scheduler* left_behind = scheduler_.release();
+  }
 }
 
 std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,

@@ -174,7 +174,8 @@ def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
     if others:
         raise CheckpointError(
             f"{folder}: expected only experts to be quantised, found {others[0]!r} and {len(others) - 1} "
-            "more outside of them; use the repository that this checkpoint was quantised from, with experts=FORMAT"
+            "more outside of them; use the repository that this checkpoint was quantised from, with "
+            "experts=FORMAT"
         )
     config = AutoConfig.from_pretrained(folder)
     if hasattr(config, "quantization_config"):
