@@ -14,7 +14,7 @@
 // from zero, so that no weight is clipped by it; the absolute error is then at most half of 2^-24 a code. A
 // scale above 65504 is refused (too_large).
 //
-// Vectors of 8 floats in GCC's own notation, and no fused multiply-adds (-ffp-contract=off): every
+// Vectors in GCC's own notation, and no fused multiply-adds (-ffp-contract=off): every
 // instruction set gives the same bytes, which the cache on disk relies on.
 #pragma once
 #include <cstdint>
@@ -26,13 +26,13 @@
 namespace moerun::cpu {
 namespace {
 
-using V = float __attribute__((vector_size(32)));
-using I = int32_t __attribute__((vector_size(32)));
-using Pairs = uint64_t __attribute__((vector_size(32)));
-constexpr int kLanes = 8;
+// kLanes, the floats of a vector, is defined by whoever includes this.
+using V = float __attribute__((vector_size(4 * kLanes)));
+using I = int32_t __attribute__((vector_size(4 * kLanes)));
+using Pairs = uint64_t __attribute__((vector_size(4 * kLanes)));
 
 inline V splat(float v) {
-  return V{v, v, v, v, v, v, v, v};
+  return v - V{};
 }
 inline V load(const float* p) {
   V v;
@@ -54,9 +54,6 @@ inline V magnitude(V v) {
 // To nearest even, for |v| < 2^22: the sum has no room for a fraction.
 inline V round(V v) {
   return (v + 12582912.0f) - 12582912.0f;
-}
-inline float sum(V v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 inline float highest(V v) {
   float m = v[0];

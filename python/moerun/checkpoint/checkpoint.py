@@ -144,6 +144,15 @@ class Checkpoint:
         """Names of all tensors, experts and others."""
         return list(self._index.tensors)
 
+    @property
+    def packed_elsewhere(self) -> list[str]:
+        """Names of tensors outside of the experts that are quantised as these are."""
+        layout = self._experts.layout
+        if not isinstance(layout, PackedLayout):
+            return []
+        suffixes = tuple(part.suffix for part in layout.scheme.parts(128, 128) if part.suffix != "weight")
+        return [name for name in self.tensor_names if name.endswith(suffixes) and ".experts." not in name]
+
     def spec(self, layer_index: int) -> LayerSpec:
         """Returns the shape and arithmetic of a layer's experts.
 

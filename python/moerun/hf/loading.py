@@ -7,7 +7,9 @@ import os
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
+from moerun.errors import CheckpointError
 from moerun.hf.folder import HUB_OPTIONS, checkpoint_folder
+from moerun.layer_spec import DTYPES
 
 if TYPE_CHECKING:
     import torch
@@ -145,6 +147,8 @@ def _load(
 ) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
+    if checkpoint.expert_dtype not in DTYPES:
+        options = {"config": _config_without_quantisation(folder, checkpoint), **options}
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import IMPLEMENTATION, attach_layers
     from moerun.hf.quantizer import MoerunConfig
@@ -160,6 +164,23 @@ def _load(
     attach_linears(model, engine)
     model.moerun_engine = engine  # type: ignore[assignment]
     return model
+
+
+def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
+    """The config of a checkpoint whose experts are packed: transformers has nothing to do with them."""
+    from transformers import AutoConfig
+
+    others = checkpoint.packed_elsewhere
+    if others:
+        raise CheckpointError(
+            f"{folder}: expected only experts to be quantised, found {others[0]!r} and {len(others) - 1} "
+            "more outside of them; use the repository that this checkpoint was quantised from, with "
+            "experts=FORMAT"
+        )
+    config = AutoConfig.from_pretrained(folder)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    return config
 
 
 def _add_layers(engine: Engine, checkpoint: Checkpoint, experts: str | None) -> dict[int, Layer]:

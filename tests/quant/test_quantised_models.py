@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 from blob_oracle import QUANTISED, Layout
+from packed_checkpoints import (
+    FP8_CONFIG,
+    block_fp8,
+    compressed_config,
+    pack_quantized,
+    save_mxfp4,
+    save_packed,
+)
 from quantised import bytes_of
+from safetensors.torch import load_file, save_file
 
 import moerun
 from expert_layers import random_experts
@@ -80,6 +89,54 @@ def test_from_pretrained(tmp_path: Path, family: str, name: str, cache: Path) ->
     difference = (found - plain).norm() / plain.norm()
     assert 0 < difference < {"fp16": 1e-3, "int8": 0.05, "int4_g32": 0.5, "mxfp4": 0.6}[name]
     assert len(list(cache.glob("*.experts"))) == len(Checkpoint(folder).moe_layers)
+
+
+@pytest.mark.parametrize("kind", ["mxfp4", "compressed-tensors", "fp8"])
+def test_models_whose_experts_are_packed(tmp_path: Path, kind: str) -> None:
+    """The model is the one whose experts are unpacked into bf16 or fp32 tensors."""
+    folder = tmp_path / "model"
+    if kind == "mxfp4":
+        experts = save_mxfp4(folder)
+    elif kind == "fp8":
+        experts = save_packed(folder, block_fp8(), FP8_CONFIG)
+    else:
+        experts = save_packed(folder, pack_quantized(32, True), compressed_config(32, True))
+    with torch.no_grad():
+        found = moerun.hf.from_pretrained(folder, dtype="fp32", isa="ref")(torch.arange(8)[None]).logits
+    unpack(folder, experts)
+    with torch.no_grad():
+        expected = moerun.hf.from_pretrained(folder, dtype="fp32", isa="ref")(torch.arange(8)[None]).logits
+    assert torch.equal(found, expected)
+
+
+def unpack(folder: Path, experts: list[dict[str, torch.Tensor]]) -> None:
+    """Replaces a checkpoint's packed experts by plain ones, in fp32."""
+    file = folder / "model.safetensors"
+    prefix = "model.layers.0.mlp.experts."
+    tensors = load_file(file)
+    is_bias = "gate_up_proj_bias" in str(list(tensors))
+    kept = {name: t for name, t in tensors.items() if ".experts." not in name or name.endswith("_bias")}
+    if is_bias:
+        pairs = [torch.stack([e["gate"], e["up"]], 1).flatten(0, 1).T for e in experts]  # take turns
+        kept[f"{prefix}gate_up_proj"] = torch.stack(pairs).float().contiguous()
+        kept[f"{prefix}down_proj"] = torch.stack([e["down"].T for e in experts]).float().contiguous()
+    else:
+        for number, expert in enumerate(experts):
+            for name, weight in expert.items():
+                kept[f"{prefix}{number}.{name}_proj.weight"] = weight.float().contiguous()
+    save_file(kept, file)
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_models_with_packed_dense_layers_are_refused(tmp_path: Path) -> None:
+    save_packed(tmp_path, block_fp8(), FP8_CONFIG)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.self_attn.q_proj.weight_scale_inv"] = torch.ones(1, 1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(moerun.CheckpointError, match=r"only experts to be quantised, found .*q_proj"):
+        moerun.hf.from_pretrained(tmp_path)
 
 
 def test_generate_with_quantised_experts(capsys: pytest.CaptureFixture[str], cache: Path) -> None:
