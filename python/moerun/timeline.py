@@ -1,4 +1,4 @@
-"""Draws a timeline that Engine.trace wrote: one lane per CPU thread (or GPU, or copies), time to the right."""
+"""Draws a timeline that Engine.trace wrote: a lane per CPU thread, GPU or copy queue."""
 
 from __future__ import annotations
 
