@@ -1,10 +1,11 @@
-// Python face of the expert store: _core.MappedFile, used by moerun/checkpoint.
+// Python face of the expert store: _core.MappedFile, used by moerun/checkpoint, and use_huge_pages.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
 #include <string>
 
 #include "python/bindings/bindings.h"
+#include "src/expert_store/huge_pages.h"
 #include "src/expert_store/mapped_file.h"
 
 namespace py = pybind11;
@@ -12,6 +13,13 @@ namespace py = pybind11;
 namespace moerun {
 
 void bind_expert_store(py::module_& m) {
+  m.def(
+      "use_huge_pages",
+      [](uintptr_t address, int64_t bytes) {
+        return use_huge_pages(reinterpret_cast<const void*>(address), bytes);
+      },
+      py::arg("address"), py::arg("bytes"), py::call_guard<py::gil_scoped_release>(),
+      "Collapses memory into huge pages where the kernel can; returns the bytes that it did.");
   py::class_<MappedFile>(
       m, "MappedFile", py::buffer_protocol(),
       "One file, mapped read-only; a read-only buffer of its bytes. CheckpointError if it cannot be "

@@ -7,6 +7,7 @@ outside (reference ones are in moerun.routing).
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -458,6 +459,8 @@ def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
         )
     weights = {name: _matrices(arrays[name]) for name in ("gate_up", "down")}
     gate_up, down = weights["gate_up"], weights["down"]
+    for array in (gate_up, down):
+        _core.use_huge_pages(tensors.address(array), math.prod(array.shape) * array.itemsize)
 
     item = size_of(tensors.format_name(gate_up))
     per_expert, per_row, per_column = _matrix_strides(gate_up)

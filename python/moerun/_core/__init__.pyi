@@ -6,7 +6,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -470,6 +470,11 @@ def quantise(layout: BlobLayout, dtype: DType, gate: typing.Annotated[numpy.typi
 def set_openmp_hint(path: str) -> None:
     """
     Folder to look for an OpenMP runtime in, if none is loaded yet.
+    """
+
+def use_huge_pages(address: typing.SupportsInt | typing.SupportsIndex, bytes: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Collapses memory into huge pages where the kernel can; returns the bytes that it did.
     """
 
 def weight_bytes(format: WeightFormat, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex) -> int:
