@@ -1,8 +1,8 @@
 """The kernels of every quantised format on every instruction set, against float64.
 
 Where a row keeps activations in bf16, x, h and (in panels) the scaled weights are rounded to bf16, with the
-unit roundoff u = 2^-8. With A = |gate| |x| and B = |up| |x|: g and u err by at most 2 u A and 2 u B, silu by
-1.1 times that, h by (2.2 + 2 + 1) u A B, and down adds u: 6.2 u |down| (A B), of which fp32's sums are a small
+unit roundoff u = 2^-8. With A = |gate| |x| and B = |up| |x|: g and u err by at most 2 u A and 2 u B, silu
+by 1.1 times that, h by (2.2 + 2 + 1) u A B, and down adds u: 6.2 u |down| (A B). fp32 sums are a small
 part; 7 u allows for them. Roundings are independent: over a whole output they stay below 4 u of its norm.
 """
 
