@@ -58,7 +58,7 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | environment,
+        env=os.environ | {"TSAN_OPTIONS": "halt_on_error=1"} | environment,
         preexec_fn=without_address_randomisation,
     )
 
