@@ -7,7 +7,6 @@ outside (reference ones are in moerun.routing).
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from moerun import _core, tensors
-from moerun.layer_spec import DTYPES, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
+from moerun.batch import Call
+from moerun.expert_tensors import check_memory, memory_of
+from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.linear import Linear
 
 if TYPE_CHECKING:
@@ -126,8 +127,8 @@ class Engine:
             raise TypeError(
                 f"tensors must be a dict, an ExpertMemory or ExpertBlobs, got {type(tensors).__name__}"
             )
-        memory = _memory_of(spec, tensors) if isinstance(tensors, Mapping) else tensors
-        _check_memory(spec, memory)
+        memory = memory_of(spec, tensors) if isinstance(tensors, Mapping) else tensors
+        check_memory(spec, memory)
         if isinstance(memory, ExpertMemory) and spec.quant not in (None, memory.dtype):
             from moerun.quant import quantise_layer
 
@@ -292,7 +293,7 @@ class Layer:
         RuntimeError
             The engine is closed or came through a fork.
         """
-        call = _Call(self.spec, x, topk_ids, topk_weights, out)
+        call = Call(self.spec, x, topk_ids, topk_weights, out)
         self.engine._core.forward(self._core, call.batch)
         return call.finish()
 
@@ -302,7 +303,7 @@ class Layer:
         Returns at once. The arrays must not change until the result is there. Batches run in the order of
         submission. ``stream`` orders the work after a CUDA stream and is ignored for arrays in host memory.
         """
-        call = _Call(self.spec, x, topk_ids, topk_weights, None)
+        call = Call(self.spec, x, topk_ids, topk_weights, None)
         return Handle(call, self.engine._core.submit(self._core, call.batch, call))
 
     def hint(self, next_ids: Any, scores: Any = None) -> None:
@@ -318,7 +319,7 @@ class Layer:
 class Handle:
     """Work that Layer.submit started."""
 
-    def __init__(self, call: _Call, job: _core.Job) -> None:
+    def __init__(self, call: Call, job: _core.Job) -> None:
         self._call = call
         self._job = job
 
@@ -337,179 +338,3 @@ class Handle:
     def done(self) -> bool:
         """Whether the result is there."""
         return self._job.done()
-
-
-class _Call:
-    """One checked batch: keeps its arrays alive and knows what to return."""
-
-    __slots__ = ("_keep", "_out", "_result", "_target", "batch")
-
-    def __init__(self, spec: LayerSpec, x: Any, ids: Any, weights: Any, out: Any) -> None:
-        given = x = tensors.as_array(x, "x")
-        ids = tensors.as_array(ids, "topk_ids")
-        weights = tensors.as_array(weights, "topk_weights")
-        if x.ndim != 2 or x.shape[1] != spec.hidden_size:
-            raise ValueError(f"x must be [tokens, {spec.hidden_size}], got {list(x.shape)}")
-        tokens = x.shape[0]
-        if ids.ndim != 2 or ids.shape[0] != tokens:
-            raise ValueError(f"topk_ids must be [{tokens}, k] for x {list(x.shape)}, got {list(ids.shape)}")
-        if tuple(weights.shape) != tuple(ids.shape):
-            raise ValueError(
-                f"topk_weights must be {list(ids.shape)} like topk_ids, got {list(weights.shape)}"
-            )
-        id_type = tensors.dtype_name(ids)
-        if id_type not in ("int32", "int64"):
-            raise ValueError(f"topk_ids must be int32 or int64, got {id_type}")
-        x_type = tensors.float_type(x, "x")
-        weights_type = tensors.float_type(weights, "topk_weights")
-
-        x, ids, weights = (tensors.with_contiguous_rows(tensors.on_host(a)) for a in (x, ids, weights))
-        shape = (tokens, spec.hidden_size)
-        self._out = out
-        self._target = None if out is None else tensors.as_output(out, shape)
-        if self._target is not None and self._can_write(x, ids, weights):
-            result = self._target
-        else:
-            result = tensors.empty_like(x if out is None else tensors.on_host(self._target), shape)
-        self._result = result
-        self._keep = (given, x, ids, weights)
-        self.batch = _core.Batch(
-            tokens=tokens,
-            top_k=ids.shape[1],
-            x=(tensors.address(x), x_type, _row_stride(x)),
-            ids=tensors.address(ids),
-            ids_are_64_bit=id_type == "int64",
-            ids_stride=_row_stride(ids),
-            weights=(tensors.address(weights), weights_type, _row_stride(weights)),
-            out=(tensors.address(result), tensors.float_type(result, "out"), _row_stride(result)),
-        )
-
-    def _can_write(self, x: Any, ids: Any, weights: Any) -> bool:
-        """Whether the core can write into the caller's array; else finish() copies into it."""
-        out: Any = self._target
-        if tensors.is_torch(out) and out.device.type != "cpu":
-            return False
-        if tensors.with_contiguous_rows(out) is not out or _row_stride(out) < out.shape[1]:
-            return False
-        # An output row may take the place of its own input row, but of nothing else that is still to be read.
-        in_place = (
-            tensors.address(out) == tensors.address(x)
-            and _row_stride(out) == _row_stride(x)
-            and tensors.dtype_name(out) == tensors.dtype_name(x)
-        )
-        return (in_place or not tensors.overlap(out, x)) and not any(
-            tensors.overlap(out, a) for a in (ids, weights)
-        )
-
-    def finish(self) -> Any:
-        """The result where the caller wants it; call when the core is done."""
-        if self._target is not None:
-            if self._target is not self._result:
-                tensors.copy(self._result, self._target)
-            return self._out
-        given = self._keep[0]
-        if tensors.is_torch(given) and given.device.type != "cpu":
-            return self._result.to(given.device)
-        return self._result
-
-
-def _row_stride(array: Any) -> int:
-    return tensors.strides(array)[0]
-
-
-def _check_memory(spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> None:
-    known: tuple[str, ...]
-    if isinstance(memory, ExpertBlobs):
-        experts, field, name, known = len(memory.addresses), "format", memory.format, WEIGHT_FORMATS
-        if memory.bias != spec.bias:
-            raise ValueError(f"the spec says bias={spec.bias}, the blobs have bias={memory.bias}")
-        if spec.quant not in (None, memory.format):
-            raise ValueError(f"the spec says {spec.quant}, the blobs hold {memory.format}")
-    else:
-        experts, field, name, known = len(memory.gate), "dtype", memory.dtype, DTYPES
-    if experts != spec.num_experts:
-        raise ValueError(f"the spec says {spec.num_experts} experts, the tensors have {experts}")
-    if name not in known:
-        raise ValueError(f"{type(memory).__name__}.{field} {name!r} is unknown; known: {', '.join(known)}")
-
-
-def _memory_of(spec: LayerSpec, given: dict[str, Any]) -> ExpertMemory:
-    """Checks the tensors of add_layer against the spec and finds every expert's matrices in them."""
-    experts, hidden, inter = spec.num_experts, spec.hidden_size, spec.intermediate_size
-    expected: dict[str, tuple[int, ...]] = {
-        "gate_up": (experts, 2 * inter, hidden),
-        "down": (experts, hidden, inter),
-    }
-    if spec.bias:
-        expected |= {"gate_up_bias": (experts, 2 * inter), "down_bias": (experts, hidden)}
-    if given.keys() != expected.keys():
-        raise ValueError(
-            f"a layer with bias={spec.bias} needs the tensors {', '.join(expected)}; "
-            f"got {', '.join(given) or 'none'}"
-        )
-    arrays = {name: tensors.on_host(tensors.as_array(given[name], name)) for name in expected}
-    for name, shape in expected.items():
-        if tuple(arrays[name].shape) != shape:
-            raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
-        tensors.float_type(arrays[name], name)
-    formats = {name: tensors.format_name(arrays[name]) for name in ("gate_up", "down")}
-    if formats["gate_up"] != formats["down"]:
-        raise ValueError(
-            f"gate_up and down must be of one type, got {formats['gate_up']} and {formats['down']}"
-        )
-    weights = {name: _matrices(arrays[name]) for name in ("gate_up", "down")}
-    gate_up, down = weights["gate_up"], weights["down"]
-    for array in (gate_up, down):
-        _core.use_huge_pages(tensors.address(array), math.prod(array.shape) * array.itemsize)
-
-    item = size_of(tensors.format_name(gate_up))
-    per_expert, per_row, per_column = _matrix_strides(gate_up)
-    base = np.uint64(tensors.address(gate_up))
-    gate = base + np.arange(experts, dtype=np.uint64) * np.uint64(per_expert * item)
-    down_per_expert, down_per_row, down_per_column = _matrix_strides(down)
-    biases: dict[str, np.ndarray] = {}
-    if spec.bias:
-        both = tensors.to_float32(arrays["gate_up_bias"])
-        biases = {
-            "gate_bias": np.ascontiguousarray(both[:, :inter]),
-            "up_bias": np.ascontiguousarray(both[:, inter:]),
-            "down_bias": np.ascontiguousarray(tensors.to_float32(arrays["down_bias"])),
-        }
-    return ExpertMemory(
-        dtype=tensors.format_name(gate_up),
-        gate=gate,
-        up=gate + np.uint64(inter * per_row * item),
-        down=np.uint64(tensors.address(down))
-        + np.arange(experts, dtype=np.uint64) * np.uint64(down_per_expert * item),
-        gate_up_strides=(per_row, per_column),
-        down_strides=(down_per_row, down_per_column),
-        owner=(gate_up, down),
-        **biases,
-    )
-
-
-def size_of(format_name: str) -> int:
-    """Bytes of one weight."""
-    return 4 if format_name == "fp32" else 2
-
-
-def _matrices(array: Any) -> Any:
-    """`array` itself if its rows or columns are contiguous, else a copy."""
-    per_expert, per_row, per_column = _matrix_strides(array)
-    rows, columns = array.shape[1:]
-    row_major = per_column == 1 and per_row >= columns
-    column_major = per_row == 1 and per_column >= rows
-    if (row_major or column_major) and per_expert >= 0 and tensors.has_whole_strides(array):
-        return array
-    return array.contiguous() if tensors.is_torch(array) else np.ascontiguousarray(array)
-
-
-def _matrix_strides(array: Any) -> tuple[int, int, int]:
-    """Strides of [E, rows, columns]. Those of a single row or column say nothing; here they are as usual."""
-    per_expert, per_row, per_column = tensors.strides(array)
-    rows, columns = array.shape[1:]
-    if columns == 1:
-        per_column = 1
-    if rows == 1 and per_column == 1:
-        per_row = columns
-    return per_expert, per_row, per_column

@@ -45,13 +45,13 @@ def test_add_layer_quantises(name: str, dtype: torch.dtype) -> None:
     ids = torch.tensor([[0, 1], [1, 2], [2, 0], [1, 0], [2, 1]])
     weights = torch.rand(5, 2, generator=torch.Generator().manual_seed(2))
 
-    from moerun.engine import _memory_of
+    from moerun.expert_tensors import memory_of
     from moerun.quant import quantise_layer
 
     spec = LayerSpec(3, 72, 40, top_k=2, quant=name)
     layout = Layout(name, 72, 40, False)
     decoded = [
-        layout.weights(b) for b in bytes_of(quantise_layer(spec, _memory_of(spec, tensors), name), layout)
+        layout.weights(b) for b in bytes_of(quantise_layer(spec, memory_of(spec, tensors), name), layout)
     ]
     expected = np.zeros((5, 72))
     for token in range(5):
