@@ -1,0 +1,1 @@
+"""The GPU kernels: written in Triton, compiled ahead of time, launched from C++ (see contract.py)."""
