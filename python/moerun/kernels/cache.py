@@ -1,8 +1,8 @@
 """The cache of compiled kernels on disk: one small file per kernel.
 
 A file is a line of JSON (the kernel's metadata), the cubin, and the SHA-256 of both. Its name is a hash of
-all that the cubin depends on: Triton's version, the architecture, the sources of this package, the kernel with
-its constants and tile. So a new version of any of these compiles anew, and old files are merely unused.
+all that the cubin depends on: Triton's version, the architecture, the sources of this package, the kernel
+with its constants and tile. A new version of any of these compiles anew; old files are merely unused.
 """
 
 from __future__ import annotations
