@@ -19,6 +19,16 @@ def build_fake_driver(flags: Sequence[str] = ()) -> Path:
     return build({all_in_one(SOURCES, "fakecuda"): FLAGS}, "libcuda.so.1", flags, ["-shared"])
 
 
+def fake_driver_without(function: str, folder: Path) -> Path:
+    """A copy of the library in ``folder`` that exports ``function`` under another name."""
+    name, other = (f"\0{prefix}{function[2:]}\0".encode() for prefix in ("cu", "no"))
+    library = build_fake_driver().read_bytes()
+    assert name in library
+    copy = folder / "libcuda.so.1"
+    copy.write_bytes(library.replace(name, other))
+    return copy
+
+
 class FakeDriver:
     """The interface of tests/fakecuda/fakecuda.h in this process."""
 
