@@ -39,7 +39,7 @@ void MoeForward::run(const LayerView& layer, const Batch& batch, Observer& obser
   const int64_t part = tokens_per_part(layer, batch, sizeof(float));
   for (int64_t first = 0; first < tokens; first += part) {
     const int64_t count = std::min(part, tokens - first);
-    group_by_expert(kernels_, batch.routing, first, count, layer.num_experts, groups_);
+    group_by_expert(kernels_, batch.routing, first, count, layer.num_experts, groups_, layer.share);
     run_part(layer, batch, first, count);
     observer.on_groups(groups_);
     observer.on_spans(spans_, count);
@@ -74,12 +74,14 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
 
   const auto gate_up = [&](int64_t item, void* scratch) noexcept {
     const int64_t a = item / up_items, begin = item % up_items * up_rows, pair = groups_.offsets[a];
+    const int64_t inter = layer.share_of(groups_.experts[a]);
+    if (begin >= inter) return;
     kernels->gate_up({
         .expert = &layer.experts[groups_.experts[a]],
         .hidden = layer.hidden,
-        .inter = layer.inter,
+        .inter = inter,
         .begin = begin,
-        .end = std::min(begin + up_rows, layer.inter),
+        .end = std::min(begin + up_rows, inter),
         .x = x.data,
         .x_stride = x.stride,
         .rows = &groups_.rows[pair],
@@ -102,7 +104,7 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
       kernels->down({
           .expert = &layer.experts[groups_.experts[a]],
           .hidden = layer.hidden,
-          .inter = layer.inter,
+          .inter = layer.share_of(groups_.experts[a]),
           .begin = begin,
           .end = end,
           .h = offset(h, pair * h_stride, active_type),

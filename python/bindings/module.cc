@@ -24,4 +24,5 @@ PYBIND11_MODULE(_core, m) {
   moerun::bind_expert_store(m);
   moerun::bind_doctor(m);
   moerun::bind_policy(m);
+  moerun::bind_cache_table(m);  // after the policies: takes their values
 }
