@@ -1,4 +1,4 @@
-"""Where a layer's weights lie within a blob, in the form in which kernels take it: a value that is compiled in.
+"""Where a layer's weights lie within a blob, and the tiles of its kernels: values that are compiled in.
 
 Made from the C++ core's BlobLayout (src/expert_store/blob_layout.h). Kernels read attributes of these classes
 while they are compiled; a blob's offsets are constants in the machine code.
@@ -134,8 +134,9 @@ def layer_of(shape: KernelShape, architecture: int) -> Layer:
     )
     if layout.bytes >= _LARGEST_BLOB:
         raise ValueError(
-            f"an expert of {shape.inter} x {shape.hidden} in {shape.weight_format} takes {layout.bytes} bytes; "
-            f"the GPU kernels address less than {_LARGEST_BLOB}: choose a smaller weight format, or device='cpu'"
+            f"an expert of {shape.inter} x {shape.hidden} in {shape.weight_format} takes {layout.bytes} "
+            f"bytes; the GPU kernels address less than {_LARGEST_BLOB}: choose a smaller weight format, or "
+            "device='cpu'"
         )
 
     def matrix(part: _core.BlobMatrix, index: int, parts: int) -> Matrix:

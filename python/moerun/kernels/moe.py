@@ -1,9 +1,9 @@
 """The four kernels of a layer of experts (see contract.py, which says what they compute and are given).
 
 Each program computes a tile: `TILE.rows` rows of a projection for up to `TILE.tokens` pairs of one expert.
-Traffic is the weights, once per tile of tokens; at 1 to 16 tokens that is the bound (HBM bandwidth), from
-about 200 tokens an expert on the tensor cores are. The programs of one tile of tokens follow each other in the
-grid, so that they share x in L2.
+Traffic is the weights, once per tile of tokens: the bound (HBM bandwidth) for few tokens an expert, where the
+tensor cores are the bound for hundreds. The programs of one tile of tokens follow each other in the grid, so
+that they share x in L2.
 
 LAYER and TILE are layout.Layer and layout.Tile; everything in them is a constant in the compiled kernel.
 """
@@ -120,7 +120,7 @@ def moerun_activate(partial, slab, h, tiles, LAYER: tl.constexpr, TILE: tl.const
 
 @triton.jit
 def moerun_down(h, slab, y, tiles, pair_weight, LAYER: tl.constexpr, TILE: tl.constexpr):
-    """y[r] = weight[p] * (down h[p] + down_bias) over the tile's part of I; with a split, a part of the sum."""
+    """y[r] = weight[p] * (down h[p] + down_bias) over the tile's part of I; with a split, parts of it."""
     INTER: tl.constexpr = LAYER.shape.inter
     HIDDEN: tl.constexpr = LAYER.shape.hidden
     DOWN: tl.constexpr = LAYER.down
@@ -144,8 +144,8 @@ def moerun_down(h, slab, y, tiles, pair_weight, LAYER: tl.constexpr, TILE: tl.co
         acc = add_product(acc, even, odd, blob, n, k, DOWN, TILE)
     acc = row_sums(acc, blob, n, DOWN, TILE)
     if LAYER.shape.bias:
-        if (inter_begin == 0) & (tl.program_id(2) == 0):
-            acc += _bias(blob, LAYER.down_bias, n)
+        once = (inter_begin == 0) & (tl.program_id(2) == 0)
+        acc += tl.where(once, _bias(blob, LAYER.down_bias, n), 0.0)
     acc = tl.trans(acc) * tl.load(pair_weight + pair)[:, None]
     to = (first_row + tl.minimum(token, pairs - 1)).to(tl.int64)
     if TILE.split > 1:

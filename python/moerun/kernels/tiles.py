@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 from moerun.kernels.contract import INTER_STEP, KernelShape
 from moerun.kernels.layout import Tile
 
-# Architecture -> bytes of shared memory that a block may ask for: CUDA C++ Programming Guide, table "Technical
-# specifications per compute capability", less the 1 KiB that the system keeps.
+# Architecture -> bytes of shared memory that a block may ask for: CUDA C++ Programming Guide, table
+# "Technical specifications per compute capability", less the 1 KiB that the system keeps.
 SHARED_LIMIT = {
     80: 163 * 1024,
     86: 99 * 1024,
@@ -116,8 +116,8 @@ def fallbacks(tile: Tile) -> Iterator[Tile]:
 
 
 def _step(wanted: int, columns: int) -> int:
-    """The largest power of two up to `wanted` that divides the columns, so that nothing need be masked; `wanted`
-    itself where that would be below 32."""
+    """The largest power of two up to `wanted` that divides the columns, so that nothing need be masked;
+    `wanted` itself where that would be below 32."""
     dividing = columns & -columns
     return min(wanted, dividing) if dividing >= _SMALLEST_STEP else wanted
 

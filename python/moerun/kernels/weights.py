@@ -1,12 +1,12 @@
 """Sums over weights of any format, in Triton: the one place that knows how a blob's bytes become numbers.
 
-`add_product` adds one step along K of W x to an accumulator. MATRIX (layout.Matrix) says where the weights lie
-and in which format. There are two ways of multiplying, chosen by the number of tokens:
+`add_product` adds one step along K of W x to an accumulator. MATRIX (layout.Matrix) says where the weights
+lie and in which format. There are two ways of multiplying, chosen by the number of tokens:
 
-* Several tokens: tensor cores. The weights are operand A (the M side), so that 16 tokens suffice for wgmma and
-  weights that were unpacked in registers stay there. acc is [rows, tokens] fp32. Where the scale is the same
-  for a whole step, codes are multiplied as they are (exact in 16 bits) and the sum is scaled; smaller groups
-  scale the weights first, which rounds them to the compute dtype.
+* Several tokens: tensor cores. The weights are operand A (the M side), so that 16 tokens suffice for wgmma
+  and weights that were unpacked in registers stay there. acc is [rows, tokens] fp32. Where the scale is the
+  same for a whole step, codes are multiplied as they are (exact in 16 bits) and the sum is scaled; smaller
+  groups scale the weights first, which rounds them to the compute dtype.
 * One token: a product per weight on the ordinary units, all in fp32. acc is [rows, chunks] with a chunk of 16
   bytes of codes per column, so that a thread adds up what it has loaded; `row_sums` adds the columns.
 
@@ -75,7 +75,7 @@ def _nibble_values(
 ):
     """Four-bit codes [N, COUNT, SPAN / 2] as numbers of type TYPE, not yet scaled. Exact."""
     if MATRIX.format == "mxfp4":
-        # Sign, exponent and fraction of e2m1 in the places of fp16's: 2^-14 of the value, subnormals included.
+        # e2m1's sign, exponent and fraction in fp16's places: 2^-14 of the value, subnormals included.
         code = nibbles.to(tl.int16)
         bits = ((code & 8) << 12) | ((code & 7) << 9)
         return (bits.to(tl.float16, bitcast=True) * 16384.0).to(TYPE)
@@ -107,7 +107,7 @@ def _byte_values(codes, MATRIX: tl.constexpr, TYPE: tl.constexpr):
 def load_x(x, rows, k, COLUMNS: tl.constexpr, MATRIX: tl.constexpr, TILE: tl.constexpr, TYPE: tl.constexpr):
     """Activations of columns k .. k + step - 1 for `add_product`, as (even, odd) or twice the same.
 
-    x points at [.., row stride] of any dtype; rows [tokens] are offsets of its rows in elements. Several tokens:
+    x points at numbers of any dtype; rows [tokens] are offsets of its rows in elements. Several tokens:
     [step / parts, tokens] each. One token: fp32 [chunks, chunk / parts].
     """
     STEP: tl.constexpr = TILE.step
