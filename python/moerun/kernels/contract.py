@@ -30,8 +30,8 @@ partial[P, split, 2, h_stride] fp32: the gate's and the up's sums of a gate_up w
 y      [rows, y_stride] fp32. A pair has `split` (of its down kernel) neighbouring rows.
 out    [tokens, H] of x's dtype, contiguous
 cpu    [tokens, H] fp32, contiguous: what the CPU computed; read if has_cpu != 0, else it may be null
-Everything that is aligned is aligned to 16 bytes at least; nothing is read before it is written, so none of
-it must be cleared.
+All pointers are multiples of 16 bytes, but that of tiles. Nothing is read before it is written, so none of it
+must be cleared.
 
 Lists, written by the scheduler
 -------------------------------
@@ -55,7 +55,7 @@ from dataclasses import dataclass
 
 TILE_FIELDS = ("slot", "first_pair", "pairs", "inter_begin", "inter_end", "first_row")
 INTER_STEP = 128  # elements of I: the largest scale group, and the largest step of a kernel along K
-MAX_TILES = 65535  # of a launch: the driver's limit of the grid's second dimension
+MAX_TILES = 65535  # of a launch, and tokens of a combine: the driver's limit of the grid's second dimension
 
 POINTER, INT32 = "pointer", "int32"
 PARAMETER_BYTES = {POINTER: 8, INT32: 4}
@@ -168,7 +168,7 @@ class LayerKernels:
 
     ``regimes`` come in ascending order of tile_tokens; of two with equal tile_tokens, the first has no split
     and the second splits sums among programs. For a launch take the first whose tile_tokens reach its
-    largest number of pairs of one expert, else the last one with several tiles an expert; then, if its
+    largest number of pairs of one expert, else the last one, with several tiles an expert; then, if its
     gate_up's grid has fewer programs than the device has multiprocessors, the split one of the same
     tile_tokens, where there is one.
     """

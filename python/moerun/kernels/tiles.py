@@ -15,9 +15,9 @@ What the choices follow:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from moerun.errors import KernelError
 from moerun.kernels.contract import INTER_STEP, KernelShape
 from moerun.kernels.layout import Tile
 
@@ -31,13 +31,12 @@ SHARED_LIMIT = {
     100: 227 * 1024,
     120: 99 * 1024,
 }
+# Columns of tensor memory of a multiprocessor (sm_100, PTX ISA on tcgen05.alloc). Triton compiles a kernel
+# that needs more to one that does nothing.
+TENSOR_MEMORY_LIMIT = 512
 _SPLIT = 4
 _SMALLEST_STEP = 32
 _COMBINE_COLUMNS = 1024
-
-
-class UnsupportedArchitecture(ValueError):
-    """The GPU is none for which there are tiles."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class RegimeTiles:
 
 
 def check_architecture(architecture: int) -> None:
-    """Raises UnsupportedArchitecture, naming what is supported, unless there are tiles for it."""
+    """Raises KernelError, naming what is supported, unless there are tiles for it."""
     if architecture not in SHARED_LIMIT:
         known = ", ".join(f"sm_{known}" for known in SHARED_LIMIT)
-        raise UnsupportedArchitecture(
+        raise KernelError(
             f"there are no GPU kernels for sm_{architecture}; supported: {known}. Use device='cpu'"
         )
 
@@ -64,11 +63,12 @@ def regimes(shape: KernelShape, architecture: int) -> tuple[RegimeTiles, ...]:
 
     Raises
     ------
-    UnsupportedArchitecture
+    KernelError
+        An architecture without tiles.
     """
     check_architecture(architecture)
     wide = SHARED_LIMIT[architecture] > 100 * 1024
-    # fp32 operands take twice the room, and tensor cores half the tile
+    # fp32 operands take twice the room
     half = 2 if shape.compute_dtype == "fp32" else 1
 
     def tiles(name: str, gate_up: Tile, down: Tile) -> RegimeTiles:
@@ -85,14 +85,14 @@ def regimes(shape: KernelShape, architecture: int) -> tuple[RegimeTiles, ...]:
     few = Tile(rows=64, tokens=16, step=128, num_warps=4, num_stages=4 if wide else 2)
     some = Tile(rows=64, tokens=64, step=64, num_warps=4, num_stages=4 if wide else 3)
     some_down = Tile(rows=128, tokens=64, step=64, num_warps=4, num_stages=4 if wide else 3)
-    many = Tile(rows=128 // half, tokens=128, step=64, num_warps=8, num_stages=4 if wide else 3)
-    return (
+    many = Tile(rows=128, tokens=128, step=64, num_warps=8, num_stages=4 if wide else 3)
+    small = (
         tiles("pair", pair, pair_down),
         tiles("few", few, few),
         tiles("few_split", replace(few, split=_SPLIT), replace(few, split=_SPLIT)),
         tiles("some", some, some_down),
-        tiles("many", many, many),
     )
+    return small if half == 2 else (*small, tiles("many", many, many))
 
 
 def combine_tile(shape: KernelShape) -> Tile:
@@ -101,18 +101,17 @@ def combine_tile(shape: KernelShape) -> Tile:
     return Tile(rows=min(columns, _COMBINE_COLUMNS), tokens=0, step=0, num_stages=1)
 
 
-def fallbacks(tile: Tile) -> Iterator[Tile]:
-    """The tile, then smaller ones, for devices whose shared memory does not hold it."""
-    while True:
-        yield tile
+def smaller(tile: Tile, exceeded: str) -> Tile | None:
+    """The next tile to try when one needs too much "shared memory" or "tensor memory"; None if there is none.
+
+    The number of tokens stays, since the kernels of a regime share it.
+    """
+    if exceeded == "shared memory":
         if tile.num_stages > 2:
-            tile = replace(tile, num_stages=tile.num_stages - 1)
-        elif tile.step > _SMALLEST_STEP:
-            tile = replace(tile, step=tile.step // 2)
-        elif tile.rows > 16:
-            tile = replace(tile, rows=tile.rows // 2)
-        else:
-            return
+            return replace(tile, num_stages=tile.num_stages - 1)
+        if tile.step > _SMALLEST_STEP:
+            return replace(tile, step=tile.step // 2)
+    return replace(tile, rows=tile.rows // 2) if tile.rows > 16 else None
 
 
 def _step(wanted: int, columns: int) -> int:
