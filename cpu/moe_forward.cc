@@ -21,6 +21,17 @@ int64_t tokens_per_part(const LayerView& layer, const Batch& batch, int64_t acti
 
 }  // namespace
 
+Batch Batch::tokens(int64_t first, int64_t count) const {
+  Batch part = *this;
+  part.x = offset(x, first * x_stride, x_type);
+  part.out = offset(out, first * out_stride, out_type);
+  Routing& r = part.routing;
+  r.ids = static_cast<const char*>(r.ids) + first * r.ids_stride * (r.ids_are_64_bit ? 8 : 4);
+  r.weights = offset(r.weights, first * r.weights_stride, r.weights_type);
+  r.tokens = count;
+  return part;
+}
+
 MoeForward::MoeForward(const KernelTable& kernels, int threads)
     : kernels_(kernels),
       team_(threads),

@@ -41,6 +41,8 @@ struct Batch {
   DType out_type = DType::f32;
   int64_t out_stride = 0;
   Routing routing;
+
+  Batch tokens(int64_t first, int64_t count) const;  // a part of it
 };
 
 enum Phase : int { kConvert = 0, kGateUp = 1, kDown = 2, kPhases = 3 };

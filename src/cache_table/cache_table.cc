@@ -1,5 +1,7 @@
 #include "src/cache_table/cache_table.h"
 
+#include <algorithm>
+#include <iterator>
 #include <string>
 #include <tuple>
 
@@ -20,12 +22,23 @@ CacheTable::CacheTable(int32_t slots, std::span<const int32_t> experts) {
   if (slots < 0) throw InvalidArgument("a cache cannot have " + std::to_string(slots) + " slots");
   slots_.resize(slots);
   free_.reserve(slots);
-  for (int32_t s = slots - 1; s >= 0; --s) free_.push_back(s);  // slot 0 is taken first
-  counts_[static_cast<int>(SlotState::free)] = slots;
   for (const int32_t n : experts) {
     if (n < 0) throw InvalidArgument("a layer cannot have " + std::to_string(n) + " experts");
     by_layer_.push_back({.slot = std::vector<int32_t>(n, -1), .resident = std::vector<uint8_t>(n, 0)});
   }
+  clear();
+}
+
+void CacheTable::clear() noexcept {
+  std::fill(slots_.begin(), slots_.end(), Slot{});
+  for (LayerMap& layer : by_layer_) {
+    std::fill(layer.slot.begin(), layer.slot.end(), -1);
+    std::fill(layer.resident.begin(), layer.resident.end(), 0);
+  }
+  free_.clear();
+  for (int32_t s = slots() - 1; s >= 0; --s) free_.push_back(s);  // slot 0 is taken first
+  std::fill(std::begin(counts_), std::end(counts_), 0);
+  counts_[static_cast<int>(SlotState::free)] = slots();
 }
 
 const CacheTable::Slot& CacheTable::at(int32_t slot) const {

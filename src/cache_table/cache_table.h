@@ -43,6 +43,8 @@ class CacheTable {
   void unpin(int32_t slot);
   void evict(int32_t slot);
   void freed(int32_t slot);
+  // All slots are free, whatever they were: after an error, when the device does nothing any more.
+  void clear() noexcept;
 
   // The slot whose expert is worth least among the resident ones that are not in use, by the values that
   // each layer keeps; -1 if there is none. A tie goes to the expert used longer ago, then to the lower slot.
