@@ -14,3 +14,11 @@ class CheckpointError(MoerunError):
 class KernelError(MoerunError):
     """The GPU kernels cannot be had: triton is missing, the GPU is none that they support, or one of them
     does not compile. The message says which, and what to do."""
+
+
+class GpuError(MoerunError):
+    """There is no GPU to use, or a call to the CUDA driver failed; the message says which and what to do."""
+
+
+class GpuOutOfMemoryError(GpuError):
+    """Device memory, or host memory that can be page-locked, does not suffice."""
