@@ -98,24 +98,14 @@ def cover() -> list[tuple[str, str, str, str, bool, tuple[int, int]]]:
     for i, weight_format in enumerate(FORMATS):
         for j, regime in enumerate(REGIMES):
             x_dtype = X_DTYPES[(i + j) % 3]
-            if regime == "many" and x_dtype == "fp32":
-                x_dtype = "bf16"
-            if regime == "many" and weight_format in ("fp32", "fp16", "bf16"):
-                x_dtype = weight_format if weight_format != "fp32" else "fp32"
-            if regime == "many" and weight_format == "fp32":
-                continue  # fp32 operands have no such regime
-            n = i * len(REGIMES) + j
+            if regime == "many":  # not for operands in fp32
+                if weight_format == "fp32":
+                    continue
+                x_dtype = "fp16" if weight_format == "fp16" else "bf16"
             sizes = SIZES if regime in ("few", "some") else SMALL_SIZES
-            cases.append(
-                (
-                    weight_format,
-                    x_dtype,
-                    regime,
-                    ACTIVATIONS[(i + 2 * j) % 5],
-                    n % 2 == 0,
-                    sizes[i % len(sizes)],
-                )
-            )
+            size = sizes[i % len(sizes)]
+            activation = ACTIVATIONS[(i + 2 * j) % len(ACTIVATIONS)]
+            cases.append((weight_format, x_dtype, regime, activation, (i + j) % 2 == 0, size))
     return cases
 
 
