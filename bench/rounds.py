@@ -13,9 +13,10 @@ cold (workload.py).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -33,6 +34,16 @@ and operations / measured dot-product peak, with the same threads in the same ro
 Step = Callable[[int], object]  # does step number i
 
 
+class Elsewhere(Protocol):
+    """A contestant in another process: it is asked for a turn at a time, and times it by itself."""
+
+    def turn(self, steps: Sequence[int]) -> float:
+        """Does these steps; the seconds that they took together."""
+
+
+Contestant = Step | Elsewhere
+
+
 @dataclass(frozen=True)
 class Spread:
     """Median and the 10th and 90th percentiles."""
@@ -44,6 +55,11 @@ class Spread:
     @classmethod
     def of(cls, values: list[float]) -> Spread:
         return cls(*(float(q) for q in np.percentile(values, (10, 50, 90))))
+
+    @classmethod
+    def of_ratios(cls, theirs: list[float], ours: list[float]) -> Spread:
+        """Of what was measured in the same rounds."""
+        return cls.of([a / b for a, b in zip(theirs, ours, strict=True)])
 
 
 @dataclass(frozen=True)
@@ -67,10 +83,10 @@ class Turns:
 
     def ratios(self, name: str, to: str) -> Spread:
         """How many times as long as `to` the contestant `name` takes."""
-        return Spread.of([a / b for a, b in zip(self.seconds[name], self.seconds[to], strict=True)])
+        return Spread.of_ratios(self.seconds[name], self.seconds[to])
 
 
-def interleave(contestants: Mapping[str, Step], meter: LimitMeter, budget: Budget, steps: int) -> Turns:
+def interleave(contestants: Mapping[str, Contestant], meter: LimitMeter, budget: Budget, steps: int) -> Turns:
     """Runs rounds until the budget is used up.
 
     Parameters
@@ -82,8 +98,8 @@ def interleave(contestants: Mapping[str, Step], meter: LimitMeter, budget: Budge
     steps
         Number of different steps; they are repeated in order.
     """
-    for step in contestants.values():  # also touches all memory and wakes up the threads
-        step(0)
+    for contestant in contestants.values():  # also touches all memory and wakes up the threads
+        _time(contestant, range(1))
     first = next(iter(contestants.values()))
     fastest = min(_time(first, range(1)) for _ in range(3))
     per_turn = max(1, min(steps, round(budget.turn_seconds / fastest)))
@@ -112,7 +128,9 @@ class _Round:
     waiting: float
 
 
-def _round(contestants: Mapping[str, Step], names: list[str], meter: LimitMeter, turn: list[int]) -> _Round:
+def _round(
+    contestants: Mapping[str, Contestant], names: list[str], meter: LimitMeter, turn: list[int]
+) -> _Round:
     waited, begin = waited_s(), time.perf_counter()
     before = meter.measure()
     seconds = {name: _time(contestants[name], turn) / len(turn) for name in names}
@@ -127,8 +145,10 @@ def waited_s() -> float:
     return sum(int(file.read_text().split()[1]) for file in files) * 1e-9
 
 
-def _time(step: Step, numbers: list[int] | range) -> float:
+def _time(contestant: Contestant, steps: Sequence[int]) -> float:
+    if not callable(contestant):
+        return contestant.turn(steps)
     begin = time.perf_counter()
-    for number in numbers:
-        step(number)
+    for step in steps:
+        contestant(step)
     return time.perf_counter() - begin
