@@ -46,12 +46,12 @@ def compare_models(
     vocab_size: int | None,
 ) -> list[Any]:
     """Rows of whole models beside llama.cpp and ik_llama.cpp, folders of theirs; prints their tables."""
-    from bench.peers import llama_models
+    from bench.peers import llama_bench, llama_models
 
-    peers: list[llama_models.LlamaBench] = []
+    peers: list[llama_bench.LlamaBench] = []
     for option, folder, variants in (
-        ("llama-cpp", llama_cpp, llama_models.llama_cpp),
-        ("ik-llama-cpp", ik_llama_cpp, llama_models.ik_llama_cpp),
+        ("llama-cpp", llama_cpp, llama_bench.llama_cpp),
+        ("ik-llama-cpp", ik_llama_cpp, llama_bench.ik_llama_cpp),
     ):
         if folder is None:
             print(f"\n{option}: left out; --{option} FOLDER names the folder of its llama-bench", flush=True)
@@ -59,7 +59,7 @@ def compare_models(
             peers += variants(folder)
     if not peers:
         return []
-    formats = [name for name in formats or llama_models.FORMATS if name in llama_models.FORMATS]
+    formats = [name for name in formats or llama_bench.FORMATS if name in llama_bench.FORMATS]
     words = vocab_size or llama_models.VOCAB_SIZE
     rows = [
         row for count in threads for row in llama_models.measure_models(peers, formats, count, layers, words)

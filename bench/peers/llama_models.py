@@ -1,88 +1,39 @@
 """llama.cpp and ik_llama.cpp beside ours: a whole model of few layers, the same weights and threads.
 
-Theirs runs in `llama-bench`, one call per turn: it loads the file (mapped, so from the page cache), warms up
-and measures a prefill and a decode. Ours generates in this process in between (generate.py). Ours continues
-the prompt, theirs decodes from an empty context: 4 MB more of keys and values in each of our steps.
+Interleaved rounds: ours generates in this process (generate.py), theirs in calls of llama-bench
+(llama_bench.py). Ours continues the prompt and theirs decodes from an empty context, so that each of our
+steps reads 4 MB more of keys and values. Of the rounds, that half is kept in which other processes had least
+of the machine.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import functools
+import os
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench import generate
-from bench.checkpoint import CACHE, random_qwen3_moe
+from bench.checkpoint import random_qwen3_moe
 from bench.limits import LimitMeter
-from bench.peers.gguf_file import decode_bytes, write_gguf
-from bench.rounds import Spread, waited_s
+from bench.peers.gguf_file import decode_bytes
+from bench.peers.llama_bench import LlamaBench, Speed, gguf_file
+from bench.rounds import Spread
 from bench.table import Column, Table, number, percent, plural, ratio
 
-# llama.cpp's counterparts of our formats, by the name that llama-quantize knows; bf16 is what is written.
-FORMATS = {"bf16": "", "int8": "Q8_0", "int4_g32": "Q4_0"}
-VOCAB_SIZE = (
-    12_672  # a twelfth of Qwen3's, as 4 layers are of its 48: the head has the share that it has there
-)
-ROUNDS = 3
+VOCAB_SIZE = 12_672  # a twelfth of Qwen3's for a twelfth of its layers: the head keeps its share of the bytes
+ROUNDS = 4
 NOTE = (
     "MB/token: weights that a decode step reads. Ours quantises the experts alone so far; in their Q8_0 and "
-    "Q4_0 files attention and head are quantised too."
+    "Q4_0 files attention and head are quantised too. others: the share of the cores' time that other "
+    "processes had."
 )
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What one call of llama-bench measured."""
-
-    prefill_tokens_per_s: float
-    decode_tokens_per_s: float
-    commit: str
-
-
-@dataclass(frozen=True)
-class LlamaBench:
-    """One way to run a GGUF file: a folder with llama-bench in it, and options for it."""
-
-    name: str
-    folder: Path
-    options: tuple[str, ...] = ()
-
-    def run(self, file: Path, threads: int) -> Speed:
-        """One turn.
-
-        Raises
-        ------
-        RuntimeError
-            llama-bench failed; the message is the end of what it said.
-        """
-        sizes = ("-p", str(generate.PROMPT_TOKENS), "-n", str(generate.NEW_TOKENS))
-        command = [self.folder / "llama-bench", "-m", file, *sizes, "-t", str(threads), "-r", "1"]
-        done = subprocess.run([*command, "-o", "json", *self.options], capture_output=True, text=True)
-        if done.returncode:
-            end = "\n".join(done.stderr.splitlines()[-8:])
-            raise RuntimeError(f"{self.name}: llama-bench ended with status {done.returncode}:\n{end}")
-        # ik_llama.cpp also prints lines that are not JSON.
-        text = done.stdout[done.stdout.index("[\n") : done.stdout.rindex("]") + 1]
-        prefill, decode = sorted(json.loads(text), key=lambda test: test["n_gen"])
-        return Speed(prefill["avg_ts"], decode["avg_ts"], prefill["build_commit"])
-
-
-def llama_cpp(folder: Path) -> list[LlamaBench]:
-    return [LlamaBench("llama.cpp", folder)]
-
-
-def ik_llama_cpp(folder: Path) -> list[LlamaBench]:
-    """As the file is, and with weights repacked into interleaved rows while loading."""
-    return [
-        LlamaBench("ik_llama.cpp", folder),
-        LlamaBench("ik_llama.cpp -rtr 1", folder, ("-rtr", "1")),
-    ]
 
 
 @dataclass(frozen=True)
@@ -99,16 +50,14 @@ class PeerModelRow:
     prefill_ratio: Spread  # how many times as long as ours
     decode_ratio: Spread
     decode_of_read_limit: Spread  # fraction
-    waiting: float  # fraction of our threads' time, in our turns, that they waited for a core that others had
+    others: float  # fraction of all cores' time that other processes had
 
 
-@dataclass
-class _Turns:
-    """Seconds per token, round by round."""
-
-    prefill_s: list[float] = field(default_factory=list)
-    decode_s: list[float] = field(default_factory=list)
-    commit: str = ""
+@dataclass(frozen=True)
+class _Round:
+    speeds: dict[str, Speed]
+    read_limit: float  # bytes per second
+    others: float
 
 
 def measure_models(
@@ -142,72 +91,66 @@ def measure_models(
     return rows
 
 
-def gguf_file(checkpoint: Path, weight_format: str, folder: Path) -> Path:
-    """The checkpoint as a GGUF file in a format, made once; llama-quantize quantises it."""
-    base = CACHE / f"{checkpoint.name}.bf16.gguf"
-    if not base.exists():
-        write_gguf(checkpoint, base)
-    kind = FORMATS[weight_format]
-    if not kind:
-        return base
-    file = CACHE / f"{checkpoint.name}.{kind}.gguf"
-    if not file.exists():
-        partial = file.with_suffix(".partial")
-        subprocess.run([folder / "llama-quantize", base, partial, kind], check=True, capture_output=True)
-        partial.rename(file)
-    return file
-
-
 def _compare(
     model: Any, peers: Sequence[LlamaBench], file: Path, weight_format: str, threads: int
 ) -> list[PeerModelRow]:
     prompt = torch.randint(
         model.config.vocab_size, (1, generate.PROMPT_TOKENS), generator=torch.Generator().manual_seed(0)
     )
+    turns: dict[str, Callable[[], Speed]] = {generate.OURS: functools.partial(our_speed, model, prompt)}
+    turns |= {peer.name: functools.partial(peer.run, file, threads) for peer in peers}
     meter = LimitMeter(threads, weight_format)
-    turns = {name: _Turns() for name in (generate.OURS, *(peer.name for peer in peers))}
-    limits, waiting = [], []
     generate.generation_times(model, prompt)
-    for round_number in range(ROUNDS):
-        order: list[LlamaBench | None] = [None, *peers]
-        for peer in order if round_number % 2 == 0 else order[::-1]:
-            if peer is None:
-                waiting.append(_our_turn(model, prompt, threads, turns[generate.OURS]))
-                limits.append(meter.measure().read_gb_per_s * 1e9)
-            else:
-                speed = peer.run(file, threads)
-                turns[peer.name].prefill_s.append(1 / speed.prefill_tokens_per_s)
-                turns[peer.name].decode_s.append(1 / speed.decode_tokens_per_s)
-                turns[peer.name].commit = speed.commit
-    sizes = dict.fromkeys(turns, decode_bytes(file)) | {generate.OURS: generate.decode_bytes(model)}
-    ours = turns[generate.OURS]
-    return [
-        PeerModelRow(
+    rounds = [_round(turns, meter, reverse=i % 2 == 1) for i in range(ROUNDS)]
+    kept = sorted(rounds, key=lambda r: r.others)[: (ROUNDS + 1) // 2]
+
+    theirs = decode_bytes(file)
+    rows = []
+    for name in turns:
+        speeds, ours = [r.speeds[name] for r in kept], [r.speeds[generate.OURS] for r in kept]
+        step_bytes = generate.decode_bytes(model) if name == generate.OURS else theirs
+        of_limit = [step_bytes / s.decode_s / r.read_limit for s, r in zip(speeds, kept, strict=True)]
+        row = PeerModelRow(
             implementation=name,
-            commit=turn.commit,
+            commit=speeds[0].commit,
             weight_format=weight_format,
             threads=threads,
-            step_bytes=sizes[name],
-            prefill_tokens_per_s=1 / Spread.of(turn.prefill_s).median,
-            decode_tokens_per_s=1 / Spread.of(turn.decode_s).median,
-            prefill_ratio=Spread.of_ratios(turn.prefill_s, ours.prefill_s),
-            decode_ratio=Spread.of_ratios(turn.decode_s, ours.decode_s),
-            decode_of_read_limit=Spread.of(
-                [sizes[name] / s / limit for s, limit in zip(turn.decode_s, limits, strict=True)]
-            ),
-            waiting=float(np.median(waiting)),
+            step_bytes=step_bytes,
+            prefill_tokens_per_s=1 / Spread.of([s.prefill_s for s in speeds]).median,
+            decode_tokens_per_s=1 / Spread.of([s.decode_s for s in speeds]).median,
+            prefill_ratio=Spread.of_ratios([s.prefill_s for s in speeds], [s.prefill_s for s in ours]),
+            decode_ratio=Spread.of_ratios([s.decode_s for s in speeds], [s.decode_s for s in ours]),
+            decode_of_read_limit=Spread.of(of_limit),
+            others=Spread.of([r.others for r in kept]).median,
         )
-        for name, turn in turns.items()
-    ]
+        rows.append(row)
+    return rows
 
 
-def _our_turn(model: Any, prompt: torch.Tensor, threads: int, turns: _Turns) -> float:
-    """Generates once; the fraction of the threads' time that they waited for a core."""
-    waited = waited_s()
+def _round(turns: dict[str, Callable[[], Speed]], meter: LimitMeter, reverse: bool) -> _Round:
+    """A turn of each, with the limit measured before and after: neighbours only ever slow it down."""
+    others, begin = others_s(), time.perf_counter()
+    before = meter.measure()
+    speeds = {name: turns[name]() for name in (list(turns)[::-1] if reverse else turns)}
+    limit = before.best(meter.measure()).read_gb_per_s * 1e9
+    all_cores_s = (time.perf_counter() - begin) * (os.cpu_count() or 1)
+    return _Round(speeds, limit, (others_s() - others) / all_cores_s)
+
+
+def our_speed(model: Any, prompt: torch.Tensor) -> Speed:
+    """One generation."""
     times = generate.generation_times(model, prompt)
-    turns.prefill_s.append((times[1] - times[0]) / generate.PROMPT_TOKENS)
-    turns.decode_s.append((times[-1] - times[1]) / (len(times) - 2))
-    return (waited_s() - waited) / (times[-1] - times[0]) / threads
+    return Speed((times[1] - times[0]) / prompt.shape[1], (times[-1] - times[1]) / (len(times) - 2))
+
+
+def others_s() -> float:
+    """CPU time so far of all processes but this one and those that it has started and seen end."""
+    user, nice, system, _idle, _iowait, irq, softirq = (
+        int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:8]
+    )
+    busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    own = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return busy - sum(usage.ru_utime + usage.ru_stime for usage in own)
 
 
 def _table(title: str) -> Table:
@@ -219,7 +162,7 @@ def _table(title: str) -> Table:
         Column("prefill / ours", 18),
         Column("decode / ours", 18),
         Column("of read limit", 14),
-        Column("wait"),
+        Column("others"),
     ]
     return Table(title, columns)
 
@@ -233,5 +176,5 @@ def _print(table: Table, row: PeerModelRow) -> None:
         ratio(row.prefill_ratio),
         ratio(row.decode_ratio),
         percent(row.decode_of_read_limit),
-        f"{row.waiting:.0%}",
+        f"{row.others:.0%}",
     )
