@@ -28,7 +28,7 @@ from bench.rounds import Spread
 from bench.table import Column, Table, number, percent, plural, ratio
 
 VOCAB_SIZE = 12_672  # a twelfth of Qwen3's for a twelfth of its layers: the head keeps its share of the bytes
-ROUNDS = 4
+ROUNDS = 3
 NOTE = (
     "MB/token: weights that a decode step reads. Ours quantises the experts alone so far; in their Q8_0 and "
     "Q4_0 files attention and head are quantised too. others: the share of the cores' time that other "
