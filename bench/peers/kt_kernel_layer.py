@@ -52,6 +52,7 @@ class KtKernel:
             bufsize=1,
             env=environment,
         )
+        self.pid = self._process.pid
         self.version = self._answer()
 
     def __enter__(self) -> KtKernel:
@@ -98,7 +99,7 @@ class KtKernel:
 
     def _ask(self, verb: str, **arguments: Any) -> Any:
         assert self._process.stdin is not None
-        os.kill(self._process.pid, signal.SIGCONT)
+        os.kill(self.pid, signal.SIGCONT)
         self._process.stdin.write(json.dumps([verb, arguments]) + "\n")
         return self._answer()
 
@@ -110,7 +111,7 @@ class KtKernel:
             self._log.seek(0)
             end = "\n".join(self._log.read().splitlines()[-8:])
             raise RuntimeError(f"kt-kernel's process ended with status {self._process.returncode}:\n{end}")
-        os.kill(self._process.pid, signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGSTOP)
         return json.loads(line)
 
 
