@@ -46,6 +46,10 @@ struct MultipliedPanel<D, true> {
 template <class D>
 using PanelOf = typename MultipliedPanel<D, is_integer<D>>::Type;
 
+// Staged rows are multiplied by another Dot than the one that reads them: tiles are compiled for few types.
+template <class D>
+using Tiles = typename D::Tiles;
+
 template <class D>
 PanelOf<D> multiplied_form(const Panel<D>& packed, int64_t k_count, void* memory) {
   if constexpr (is_integer<D>)
@@ -167,11 +171,11 @@ inline auto group_of(int64_t vectors) {
 // c[rows][vectors * lanes] for a run of rows. `next`: rows that will be read after these, or null. `stage`:
 // memory for kGroupRows rows, used by those that cannot be multiplied where they lie.
 template <class D>
-void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<D>& panel, float* c, int64_t c_stride,
-                    void* stage, const RowRun* next) {
+void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<Tiles<D>>& panel, float* c,
+                    int64_t c_stride, void* stage, const RowRun* next) {
   constexpr int64_t word = is_integer<D> ? 4 : D::group;  // elements of K
   const int64_t words = (k_count + word - 1) / word;
-  const auto multiply = group_of<D>(panel.vectors);
+  const auto multiply = group_of<Tiles<D>>(panel.vectors);
   const auto lying = [](const RowRun& r) {
     const typename D::Row row = D::row(r.matrix, r.row);
     Rows rows{D::address(row, 0), D::row_bytes(r.matrix)};
