@@ -31,10 +31,14 @@ template <WeightFormat W>
 struct CodedDot {
   static constexpr const FormatInfo& format = info(W);
   using X = uint16_t;
+  using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;
   using Row = CodedRow;
   static constexpr bool scaled = true;
+  static constexpr bool arranged = false;
+  static constexpr int block = 32;
+  static constexpr int64_t block_bytes = block * format.bits / 8;
   static constexpr DType activation_type = DType::bf16;
   static constexpr int step = 32;
   static constexpr int64_t step_bytes = step * format.bits / 8;
@@ -54,6 +58,17 @@ struct CodedDot {
   static void store(X* to, Vec v) { Bf16Dot::store(to, v); }
   static Vec join_rounded(Simd::F k0, Simd::F k1) { return Bf16Dot::join_rounded(k0, k1); }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Bf16Dot::multiply_add(a, b, c); }
+
+  // sum[m] += codes * scale * x[m] over `block` elements of K
+  template <int M>
+  static void add_block(const Row& r, int64_t k, const X* const* x, Acc (&sum)[M]) {
+    const Vec c = codes(r, k);
+    const Simd::F s = scale(r, k);
+#pragma GCC unroll 4
+    for (int m = 0; m < M; ++m)
+      sum[m] = Simd::fmadd(multiply_add(c, activations(x[m] + k), Simd::zero()), s, sum[m]);
+  }
+  static float row_scale(const Row&) { return 1.0f; }
 
   // 32 codes as bf16, before scaling
   static Vec codes(const Row& r, int64_t k) {

@@ -22,11 +22,11 @@ constexpr int64_t kPrefetchBytes = 4096;   // ahead in the stream, a page: its a
 constexpr int64_t kPassBytes = 128 << 10;  // of rows that are read again for further tokens; a part of any L2
 
 template <class D, int M, int U>
-inline void store_sums(typename D::Acc (&sum)[U][M], float* c, int64_t c_stride) {
+inline void store_sums(typename D::Acc (&sum)[U][M], float* c, int64_t c_stride, float scale = 1.0f) {
 #pragma GCC unroll 4
   for (int m = 0; m < M; ++m) {
     for (int u = 1; u < U; ++u) sum[0][m] = Simd::add(sum[0][m], sum[u][m]);
-    c[m * c_stride] = Simd::sum(sum[0][m]);
+    c[m * c_stride] = scale * Simd::sum(sum[0][m]);
   }
 }
 
@@ -37,7 +37,7 @@ inline void prefetch_ahead(const char* from, int64_t bytes) {
 
 // Plain weights.
 template <class D, int M>
-inline void dot_row(typename D::Row row, int64_t k_count, const typename D::X* const* x, float* c,
+inline void dot_row(typename D::Row row, int64_t k_count, const typename D::RowX* const* x, float* c,
                     int64_t c_stride) {
   constexpr int unroll = M <= 2 ? 4 : 2;
   typename D::Acc sum[unroll][M];
@@ -64,34 +64,26 @@ inline void dot_row(typename D::Row row, int64_t k_count, const typename D::X* c
   store_sums<D, M>(sum, c, c_stride);
 }
 
-// Codes with scales: the codes' products of one step are summed first, then scaled. Rows are filled up with
-// zeros.
+// Codes with scales, a block of K at a time. Rows are filled up with zeros.
 template <class D, int M>
-inline void dot_scaled_row(typename D::Row row, int64_t k_count, const typename D::X* const* x, float* c,
+inline void dot_scaled_row(typename D::Row row, int64_t k_count, const typename D::RowX* const* x, float* c,
                            int64_t c_stride) {
   constexpr int unroll = M <= 2 ? 4 : 2;
   typename D::Acc sum[unroll][M];
   for (auto& us : sum)
     for (auto& s : us) s = Simd::zero();
-  const auto add_step = [&](int64_t k, typename D::Acc(&to)[M]) {
-    const typename D::Vec codes = D::codes(row, k);
-    const Simd::F scale = D::scale(row, k);
-#pragma GCC unroll 4
-    for (int m = 0; m < M; ++m)
-      to[m] = Simd::fmadd(D::multiply_add(codes, D::activations(x[m] + k), Simd::zero()), scale, to[m]);
-  };
   int64_t k = 0;
-  for (; k + D::step * unroll <= k_count; k += D::step * unroll) {
-    prefetch_ahead(D::address(row, k), D::step_bytes * unroll);
+  for (; k + D::block * unroll <= k_count; k += D::block * unroll) {
+    prefetch_ahead(D::address(row, k), D::block_bytes * unroll);
 #pragma GCC unroll 4
-    for (int u = 0; u < unroll; ++u) add_step(k + u * D::step, sum[u]);
+    for (int u = 0; u < unroll; ++u) D::template add_block<M>(row, k + u * D::block, x, sum[u]);
   }
-  for (; k < k_count; k += D::step) add_step(k, sum[0]);
-  store_sums<D, M>(sum, c, c_stride);
+  for (; k < k_count; k += D::block) D::template add_block<M>(row, k, x, sum[0]);
+  store_sums<D, M>(sum, c, c_stride, D::row_scale(row));
 }
 
 template <class D, int M>
-inline void one_row(typename D::Row row, int64_t k_count, const typename D::X* const* x, float* c,
+inline void one_row(typename D::Row row, int64_t k_count, const typename D::RowX* const* x, float* c,
                     int64_t c_stride) {
   if constexpr (D::scaled)
     dot_scaled_row<D, M>(row, k_count, x, c, c_stride);
@@ -104,7 +96,8 @@ inline void one_row(typename D::Row row, int64_t k_count, const typename D::X* c
 // memory, the beginning of what will be read next is prefetched, so that the stream does not pause there.
 template <class D>
 void dot_rows(const MatrixView& matrix, int64_t first, int64_t rows, int64_t k_count,
-              const typename D::X* const* x, int64_t tokens, float* c, int64_t c_stride, const char* then) {
+              const typename D::RowX* const* x, int64_t tokens, float* c, int64_t c_stride,
+              const char* then) {
   const int64_t fitting = kPassBytes / (D::row_bytes(matrix) + 1), block = fitting < 1 ? 1 : fitting;
   for (int64_t n0 = 0; n0 < rows; n0 += block) {
     const int64_t n1 = smaller(n0 + block, rows);
