@@ -20,9 +20,11 @@ KernelTable completed(KernelTable row) {
 std::vector<KernelTable> find_rows() {
   const CpuInfo& cpu = cpu_info();
   std::vector<KernelTable> rows;
+  if (cpu.amx_bf16 && cpu.avx512_bf16) rows.push_back(completed(amx_kernels()));
   if (cpu.avx512_bf16) rows.push_back(completed(avx512_bf16_kernels()));
   if (cpu.avx512) rows.push_back(completed(avx512_kernels()));
   if (cpu.avx2) rows.push_back(completed(avx2_kernels()));
+  if (cpu.avx512_bf16) rows.push_back(completed(amx_emulated_kernels()));
   rows.push_back(ref_kernels());
   return rows;
 }

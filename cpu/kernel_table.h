@@ -128,6 +128,8 @@ const KernelTable& ref_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512_bf16_kernels();
+const KernelTable& amx_kernels();
+const KernelTable& amx_emulated_kernels();  // for tests
 
 // The three parts of Scratch (see Workspace in cpu/kernels/expert_inl.h), for rows of at most k elements.
 constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
@@ -135,7 +137,7 @@ constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
   return least > b.panel_bytes ? least : (b.panel_bytes + 63) / 64 * 64;
 }
 constexpr int64_t stage_bytes(const Blocking& b, int64_t k) {
-  return 24 * (padded_k(k) * b.element_bytes + 64);  // kGroupRows rows
+  return 32 * (padded_k(k) * b.element_bytes + 64);  // group_rows() of any Dot
 }
 constexpr int64_t kSumsBytes = 2 * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
 constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
