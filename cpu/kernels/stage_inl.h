@@ -33,7 +33,8 @@ constexpr int64_t tile_k() {
 template <class D>
 inline bool multiplied_in_place(const MatrixView& m, int64_t k_count) {
   if constexpr (D::in_place)
-    return m.col_stride == 1 && k_count % tile_k<D>() == 0;
+    // quantised rows are filled up
+    return m.col_stride == 1 && (D::scaled || k_count % tile_k<D>() == 0);
   else
     return false;
 }
