@@ -34,33 +34,61 @@ struct Codes {
             _mm256_cvtph_ps(_mm256_extracti128_si256(value, 1))};
   }
 
-  // Four-bit codes less a zero point: as the last bits of 2^23 + code. 4 operations a vector.
+  // Four-bit codes: a Meaning makes floats of code J of the words in a vector, which is in bits 4 J .. 4 J
+  // + 3. Less 8: 3 operations a vector, since (code - 8) is code ^ 8 as a signed number.
+  struct MinusEight {
+    static __m256i prepare(__m256i words) {
+      return _mm256_xor_si256(words, _mm256_set1_epi32(static_cast<int>(0x88888888)));
+    }
+    template <int J>
+    F code(__m256i words) const {
+      return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 28 - 4 * J), 28));
+    }
+  };
+  // Less a zero point in each lane: 4 operations a vector.
   struct MinusZero {
     F zero;
-    F operator()(__m256i nibbles) const {
-      const __m256i code = _mm256_and_si256(nibbles, _mm256_set1_epi32(15));
-      return _mm256_sub_ps(_mm256_castsi256_ps(_mm256_or_si256(code, _mm256_set1_epi32(kTwoTo23))), zero);
+    static __m256i prepare(__m256i words) { return words; }
+    template <int J>
+    F code(__m256i words) const {
+      const __m256i code = _mm256_and_si256(_mm256_srli_epi32(words, 4 * J), _mm256_set1_epi32(15));
+      return _mm256_sub_ps(_mm256_cvtepi32_ps(code), zero);
     }
   };
-  static MinusZero minus_zero(int zero) {
-    return {_mm256_castsi256_ps(_mm256_set1_epi32(kTwoTo23 | (zero & 15)))};
-  }
-
-  // A magnitude from a table, by the three low bits, and a sign. 5 operations a vector.
+  // e2m1, a magnitude from a table, by the three low bits, and a sign: 5 operations a vector.
   struct E2m1 {
-    F magnitudes;
-    F operator()(__m256i nibbles) const {
-      const __m256i sign = _mm256_slli_epi32(_mm256_srli_epi32(nibbles, 3), 31);
-      return _mm256_xor_ps(_mm256_permutevar8x32_ps(magnitudes, nibbles), _mm256_castsi256_ps(sign));
+    F magnitudes = Simd::load(kE2m1.value);
+    static __m256i prepare(__m256i words) { return words; }
+    template <int J>
+    F code(__m256i words) const {
+      const F magnitude = _mm256_permutevar8x32_ps(magnitudes, _mm256_srli_epi32(words, 4 * J));
+      const __m256i sign = _mm256_set1_epi32(static_cast<int>(0x80000000));
+      const __m256i bit = _mm256_and_si256(_mm256_slli_epi32(words, 28 - 4 * J), sign);
+      return _mm256_xor_ps(magnitude, _mm256_castsi256_ps(bit));
     }
   };
-  static E2m1 e2m1() { return {Simd::load(kE2m1.value)}; }
 
-  // 8 bytes with two codes each, the first in the low half.
+  // 8 bytes, two codes each, the first in the low half. One operation more for a vector.
   template <class Meaning>
   static Pair nibbles(const char* p, const Meaning& meaning) {
-    return {meaning(spread(p)), meaning(spread(p + 4))};
+    const auto eight = [&](const char* from) {
+      return meaning.template code<0>(spread(Meaning::prepare(broadcast(from))));
+    };
+    return {eight(p), eight(p + 4)};
   }
+
+  // 32 bytes, a word of 8 codes in each lane; vector J holds code J of every word.
+  template <class Meaning>
+  struct Words {
+    __m256i line;
+    Meaning meaning;
+    Words(const char* p, const Meaning& meaning)
+        : line(Meaning::prepare(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))), meaning(meaning) {}
+    template <int J>
+    F vector() const {
+      return meaning.template code<J>(line);
+    }
+  };
 
   template <ScaleType T>
   static F scale(const char* scales, int64_t i) {
@@ -75,16 +103,35 @@ struct Codes {
     }
   }
 
+  // G scales from the first on, each in 8 / G lanes.
+  template <ScaleType T, int G>
+  static F scales(const char* first) {
+    if constexpr (G == 1) return scale<T>(first, 0);
+    return halves<G>(_mm256_castps256_ps128(scale<T>(first, 0)), _mm256_castps256_ps128(scale<T>(first, 1)));
+  }
+  template <int G>
+  static F zeros(const uint8_t* first) {
+    const auto zero = [&](int i) { return _mm_set1_ps(static_cast<float>(first[i] & 15)); };
+    return halves<G>(zero(0), zero(G - 1));
+  }
+
  private:
-  static constexpr int kTwoTo23 = 0x4b000000;  // as fp32
+  template <int G>
+  static F halves(__m128 low, __m128 high) {
+    static_assert(G <= 2);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
+  }
   static F widen_int8(const char* p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
   }
-  // Code i of 4 bytes in the lowest bits of lane i, with others above.
-  static __m256i spread(const char* p) {
-    int32_t eight;
-    std::memcpy(&eight, p, 4);
-    return _mm256_srlv_epi32(_mm256_set1_epi32(eight), _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+  static __m256i broadcast(const char* p) {
+    int32_t word;
+    std::memcpy(&word, p, 4);
+    return _mm256_set1_epi32(word);
+  }
+  // Code i of a word in the lowest bits of lane i, with others above.
+  static __m256i spread(__m256i word) {
+    return _mm256_srlv_epi32(word, _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
   }
 };
 

@@ -34,19 +34,44 @@ struct Codes {
             _mm512_cvtph_ps(_mm512_extracti64x4_epi64(value, 1))};
   }
 
-  // What the 16 four-bit codes mean; VPERMPS looks them up by the four low bits. 3 operations a vector.
-  struct Table {
-    F values;
+  // Four-bit codes: a Meaning makes floats of those in the lowest bits of each lane, whatever is above them.
+  // VPERMPS looks them up by the four low bits.
+  struct MinusEight {
+    F values = _mm512_load_ps(kMinusEight.value);
     F operator()(__m512i nibbles) const { return _mm512_permutexvar_ps(nibbles, values); }
   };
-  static Table minus_zero(int zero) { return {_mm512_load_ps(kMinusZero.value + (zero & 15) * 16)}; }
-  static Table e2m1() { return {_mm512_load_ps(kE2m1.value)}; }
+  struct E2m1 {
+    F values = _mm512_load_ps(kE2m1.value);
+    F operator()(__m512i nibbles) const { return _mm512_permutexvar_ps(nibbles, values); }
+  };
+  class MinusZero {
+   public:
+    explicit MinusZero(F zero) : zero_less_eight_(_mm512_sub_ps(zero, _mm512_set1_ps(8))) {}  // in each lane
+    F operator()(__m512i nibbles) const { return _mm512_sub_ps(minus_eight_(nibbles), zero_less_eight_); }
 
-  // 16 bytes with two codes each, the first in the low half.
-  static Pair nibbles(const char* p, const Table& table) {
+   private:
+    MinusEight minus_eight_;
+    F zero_less_eight_;
+  };
+
+  // 16 bytes, two codes each, the first in the low half. 3 operations a vector.
+  template <class Meaning>
+  static Pair nibbles(const char* p, const Meaning& meaning) {
     const __m512i words = _mm512_castsi128_si512(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-    return {table(spread(words, 0)), table(spread(words, 2))};
+    return {meaning(spread(words, 0)), meaning(spread(words, 2))};
   }
+
+  // 64 bytes, a word of 8 codes in each lane; vector j holds code j of every word. 2 operations a vector.
+  template <class Meaning>
+  struct Words {
+    __m512i line;
+    Meaning meaning;
+    Words(const char* p, const Meaning& meaning) : line(_mm512_loadu_si512(p)), meaning(meaning) {}
+    template <int J>
+    F vector() const {
+      return meaning(_mm512_srli_epi32(line, 4 * J));
+    }
+  };
 
   template <ScaleType T>
   static F scale(const char* scales, int64_t i) {
@@ -61,7 +86,38 @@ struct Codes {
     }
   }
 
+  // G scales from the first on, each in 16 / G lanes.
+  template <ScaleType T, int G>
+  static F scales(const char* first) {
+    if constexpr (G == 1) {
+      return scale<T>(first, 0);
+    } else if constexpr (T == ScaleType::f16) {
+      return spread_groups<G>(_mm_cvtph_ps(load_groups<2 * G>(first)));
+    } else {
+      static_assert(T == ScaleType::e8m0);  // subnormal for code 0, infinite for NaN
+      const __m128i bits = _mm_slli_epi32(_mm_cvtepu8_epi32(load_groups<G>(first)), 23);
+      return spread_groups<G>(_mm_castsi128_ps(_mm_max_epi32(bits, _mm_set1_epi32(1 << 22))));
+    }
+  }
+  template <int G>
+  static F zeros(const uint8_t* first) {
+    const __m128i codes = _mm_and_si128(_mm_cvtepu8_epi32(load_groups<G>(first)), _mm_set1_epi32(15));
+    return spread_groups<G>(_mm_cvtepi32_ps(codes));
+  }
+
  private:
+  template <int Bytes>
+  static __m128i load_groups(const void* from) {
+    int64_t raw = 0;
+    std::memcpy(&raw, from, Bytes);
+    return _mm_cvtsi64_si128(raw);
+  }
+  template <int G>
+  static F spread_groups(__m128 groups) {
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    constexpr int shift = G == 1 ? 4 : G == 2 ? 3 : 2;  // 16 / G lanes each
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(lane, shift), _mm512_castps128_ps512(groups));
+  }
   static F widen_int8(const char* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }

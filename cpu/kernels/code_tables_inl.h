@@ -12,13 +12,8 @@ struct FloatTable {
 constexpr FloatTable<16> kE2m1 = {
     {0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f, -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f}};
 
-// code - zero, by zero, then by code
-constexpr FloatTable<16 * 16> kMinusZero = [] {
-  FloatTable<16 * 16> t{};
-  for (int zero = 0; zero < 16; ++zero)
-    for (int code = 0; code < 16; ++code) t.value[zero * 16 + code] = static_cast<float>(code - zero);
-  return t;
-}();
+// code - 8, by code
+constexpr FloatTable<16> kMinusEight = {{-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7}};
 
 // e8m0, a power of two: 2^(code - 127), of which code 0 is subnormal in fp32; 255 is NaN
 constexpr FloatTable<256> kE8m0 = [] {
