@@ -27,8 +27,8 @@ int64_t Groups::largest() const {
 }
 
 void group_by_expert(const KernelTable& kernels, const Routing& routing, int64_t first, int64_t count,
-                     int64_t num_experts, Groups& groups) {
-  const auto valid = [&](int64_t id) { return id >= 0 && id < num_experts; };
+                     int64_t num_experts, Groups& groups, const int32_t* share) {
+  const auto valid = [&](int64_t id) { return id >= 0 && id < num_experts && (!share || share[id] > 0); };
   // A counting sort; `offsets` first counts, then holds where each expert's next pair goes.
   auto& next = groups.offsets;
   next.assign(num_experts + 1, 0);

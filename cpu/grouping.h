@@ -33,8 +33,8 @@ struct Groups {
 };
 
 // Fills `groups` (whose memory is reused) with tokens [first, first + count) of the routing; rows count from
-// `first`.
+// `first`. Experts whose `share` [num_experts] is 0 are skipped too; null: none is.
 void group_by_expert(const KernelTable& kernels, const Routing& routing, int64_t first, int64_t count,
-                     int64_t num_experts, Groups& groups);
+                     int64_t num_experts, Groups& groups, const int32_t* share = nullptr);
 
 }  // namespace moerun::cpu

@@ -21,6 +21,17 @@ int64_t tokens_per_part(const LayerView& layer, const Batch& batch, int64_t acti
 
 }  // namespace
 
+Batch Batch::tokens(int64_t first, int64_t count) const {
+  Batch part = *this;
+  part.x = offset(x, first * x_stride, x_type);
+  part.out = offset(out, first * out_stride, out_type);
+  Routing& r = part.routing;
+  r.ids = static_cast<const char*>(r.ids) + first * r.ids_stride * (r.ids_are_64_bit ? 8 : 4);
+  r.weights = offset(r.weights, first * r.weights_stride, r.weights_type);
+  r.tokens = count;
+  return part;
+}
+
 MoeForward::MoeForward(const KernelTable& kernels, int threads)
     : kernels_(kernels),
       team_(threads),
@@ -39,7 +50,7 @@ void MoeForward::run(const LayerView& layer, const Batch& batch, Observer& obser
   const int64_t part = tokens_per_part(layer, batch, sizeof(float));
   for (int64_t first = 0; first < tokens; first += part) {
     const int64_t count = std::min(part, tokens - first);
-    group_by_expert(kernels_, batch.routing, first, count, layer.num_experts, groups_);
+    group_by_expert(kernels_, batch.routing, first, count, layer.num_experts, groups_, layer.share);
     run_part(layer, batch, first, count);
     observer.on_groups(groups_);
     observer.on_spans(spans_, count);
@@ -76,12 +87,14 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
 
   const auto gate_up = [&](int64_t item, void* scratch) noexcept {
     const int64_t a = item / up_items, begin = item % up_items * up_rows, pair = groups_.offsets[a];
+    const int64_t inter = layer.share_of(groups_.experts[a]);
+    if (begin >= inter) return;
     kernels->gate_up({
         .expert = &layer.experts[groups_.experts[a]],
         .hidden = layer.hidden,
-        .inter = layer.inter,
+        .inter = inter,
         .begin = begin,
-        .end = std::min(begin + up_rows, layer.inter),
+        .end = std::min(begin + up_rows, inter),
         .x = x.data,
         .x_stride = x.stride,
         .rows = &groups_.rows[pair],
@@ -104,7 +117,7 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
       kernels->down({
           .expert = &layer.experts[groups_.experts[a]],
           .hidden = layer.hidden,
-          .inter = layer.inter,
+          .inter = layer.share_of(groups_.experts[a]),
           .begin = begin,
           .end = end,
           .h = offset(h, h_row(a) * h_stride, active_type),

@@ -22,7 +22,15 @@ struct LayerView {
   int64_t num_experts = 0, hidden = 0, inter = 0;
   WeightFormat format = WeightFormat::f32;
   ActivationSpec activation;
+  // [num_experts] how much of the intermediate dimension runs here, from 0 on; 0: the expert runs elsewhere.
+  // Null: all of every expert. A share is a multiple of kShareStep, or `inter`.
+  const int32_t* share = nullptr;
+
+  int64_t share_of(int64_t expert) const { return share ? share[expert] : inter; }
 };
+
+// Whole scale groups of every format, and whole 64 bytes of 4-bit codes.
+constexpr int32_t kShareStep = 128;
 
 // x [tokens, hidden] and out [tokens, hidden], rows contiguous. They may not overlap.
 struct Batch {
@@ -33,6 +41,8 @@ struct Batch {
   DType out_type = DType::f32;
   int64_t out_stride = 0;
   Routing routing;
+
+  Batch tokens(int64_t first, int64_t count) const;  // a part of it
 };
 
 enum Phase : int { kConvert = 0, kGateUp = 1, kDown = 2, kPhases = 3 };

@@ -26,4 +26,20 @@ struct OutputError : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// There is no GPU to use: no driver, too old a driver, no device (Python: moerun.GpuError).
+struct GpuUnavailable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// A call to the CUDA driver failed (Python: moerun.GpuError).
+struct GpuError : std::runtime_error {
+  GpuError(int code, const std::string& text) : std::runtime_error(text), code(code) {}
+  int code;  // the driver's CUresult
+};
+
+// Device or pinned memory does not suffice (Python: moerun.GpuOutOfMemoryError).
+struct GpuOutOfMemory : GpuError {
+  using GpuError::GpuError;
+};
+
 }  // namespace moerun

@@ -184,3 +184,11 @@ def tensors_of(experts: Experts) -> dict[str, torch.Tensor]:
         tensors["gate_up_bias"] = torch.cat([experts.gate_bias, experts.up_bias], dim=1)
         tensors["down_bias"] = experts.down_bias
     return tensors
+
+
+def blob_bytes(experts: Experts) -> int:
+    """Of one of these experts as a GPU's cache holds it."""
+    from moerun import _core
+
+    format_ = getattr(_core.WeightFormat, FORMAT_OF[experts.dtype])
+    return _core.BlobLayout(format_, experts.hidden, experts.inter, experts.gate_bias is not None).bytes

@@ -66,7 +66,7 @@ py::dict probe_gpu() {
     probe = cuda::probe_gpu();
   }
   py::list devices;
-  for (const cuda::GpuDevice& gpu : probe.devices) {
+  for (const cuda::DeviceInfo& gpu : probe.devices) {
     py::dict d;
     d["name"] = gpu.name;
     d["compute_capability"] = std::to_string(gpu.compute_major) + "." + std::to_string(gpu.compute_minor);

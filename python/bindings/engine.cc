@@ -74,7 +74,8 @@ std::shared_ptr<Layer> add_layer(PythonEngine& engine, int64_t hidden, int64_t i
                          .inter = inter,
                          .top_k = top_k,
                          .format = format,
-                         .activation = activation};
+                         .activation = activation,
+                         .bias = gate_bias.has_value()};
   return (*engine).add_layer(shape, std::move(experts),
                              hold(py::make_tuple(owner, gate_bias, up_bias, down_bias)));
 }
@@ -95,7 +96,8 @@ std::shared_ptr<Layer> add_blobs(PythonEngine& engine, int64_t hidden, int64_t i
                          .inter = inter,
                          .top_k = top_k,
                          .format = format,
-                         .activation = activation};
+                         .activation = activation,
+                         .bias = bias};
   return (*engine).add_layer(shape, std::move(experts), hold(owner));
 }
 
@@ -168,6 +170,36 @@ py::dict to_dict(const LayerStats& s) {
   return d;
 }
 
+py::dict to_dict(const HybridStats& s) {
+  py::dict d;
+  d["slots"] = s.slots;
+  d["resident"] = s.resident;
+  d["cache_bytes"] = s.cache_bytes;
+  d["workspace_bytes"] = s.workspace_bytes;
+  d["shrunk"] = s.shrunk;
+  d["steps"] = s.steps;
+  d["gpu_steps"] = s.gpu_steps;
+  d["hits"] = s.cache.hits;
+  d["misses"] = s.cache.misses;
+  d["evictions"] = s.cache.evictions;
+  d["copies"] = s.dma.demanded;
+  d["copied_bytes"] = s.dma.demanded_bytes;
+  d["prefetches"] = s.dma.prefetches;
+  d["prefetched_bytes"] = s.dma.prefetched_bytes;
+  d["prefetches_completed"] = s.dma.completed;
+  d["prefetches_promoted"] = s.dma.promoted;
+  d["prefetches_cancelled"] = s.dma.cancelled;
+  d["prefetches_used"] = s.cache.prefetch_used;
+  d["prefetches_wasted"] = s.cache.prefetch_wasted;
+  d["h2d_bytes_per_second"] = s.dma.bytes_per_second();
+  d["planned_seconds"] = s.planned_seconds;
+  d["observed_seconds"] = s.observed_seconds;
+  d["cpu_seconds"] = s.cpu_seconds;
+  d["gpu_seconds"] = s.gpu_seconds;
+  d["copy_seconds"] = s.copy_seconds;
+  return d;
+}
+
 py::dict to_dict(const EngineStats& s) {
   py::list layers;
   for (const LayerStats& layer : s.layers) layers.append(to_dict(layer));
@@ -177,6 +209,7 @@ py::dict to_dict(const EngineStats& s) {
   d["workspace_bytes"] = s.workspace_bytes;
   d["linear_seconds"] = s.linear_seconds;
   d["layers"] = layers;
+  if (s.gpu) d["gpu"] = to_dict(*s.gpu);
   return d;
 }
 
@@ -210,10 +243,35 @@ void bind_engine(py::module_& m) {
            py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
 
   py::class_<PythonEngine>(m, "Engine")
-      .def(py::init([](int cpu_threads, std::string isa) {
-             return std::make_unique<PythonEngine>(EngineOptions{cpu_threads, std::move(isa)});
-           }),
-           py::arg("cpu_threads") = 0, py::arg("isa") = "")
+      .def(
+          py::init([](int cpu_threads, std::string isa, std::optional<GpuOptions> gpu) {
+            const py::gil_scoped_release release;
+            return std::make_unique<PythonEngine>(EngineOptions{cpu_threads, std::move(isa), std::move(gpu)});
+          }),
+          py::arg("cpu_threads") = 0, py::arg("isa") = "", py::arg("gpu") = std::nullopt)
+      .def(
+          "load_kernels",
+          [](PythonEngine& e, const cuda::CompiledKernels& compiled) {
+            return std::const_pointer_cast<cuda::ExpertKernels>((*e).load_kernels(compiled));
+          },
+          py::arg("compiled"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "set_kernels",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer,
+             const std::shared_ptr<cuda::ExpertKernels>& kernels) { (*e).set_kernels(*layer, kernels); },
+          py::arg("layer"), py::arg("kernels"), py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("gpu_name",
+                             [](PythonEngine& e) -> std::optional<std::string> {
+                               const auto context = (*e).gpu();
+                               return context ? std::optional(context->device().name) : std::nullopt;
+                             })
+      .def_property_readonly("gpu_architecture",
+                             [](PythonEngine& e) -> std::optional<int> {
+                               const auto context = (*e).gpu();
+                               if (!context) return std::nullopt;
+                               return context->device().compute_major * 10 + context->device().compute_minor;
+                             })
+      .def_property_readonly("why_not_pinned", [](PythonEngine& e) { return (*e).why_not_pinned(); })
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
            py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),
            py::arg("down_strides"), py::arg("gate_bias"), py::arg("up_bias"), py::arg("down_bias"),
@@ -227,6 +285,11 @@ void bind_engine(py::module_& m) {
           },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
       .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
+      .def(
+          "hint",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
+             std::vector<int32_t> ranks) { (*e).hint(layer, std::move(loads), std::move(ranks)); },
+          py::arg("layer"), py::arg("loads"), py::arg("ranks"), py::call_guard<py::gil_scoped_release>())
       .def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::call_guard<py::gil_scoped_release>())
       .def("stats",

@@ -17,11 +17,19 @@ PYBIND11_MODULE(_core, m) {
       PyErr_SetString(PyExc_OSError, e.what());
     } catch (const moerun::InvalidState& e) {
       PyErr_SetString(PyExc_RuntimeError, e.what());
+    } catch (const moerun::GpuOutOfMemory& e) {
+      PyErr_SetString(py::module_::import("moerun.errors").attr("GpuOutOfMemoryError").ptr(), e.what());
+    } catch (const moerun::GpuError& e) {
+      PyErr_SetString(py::module_::import("moerun.errors").attr("GpuError").ptr(), e.what());
+    } catch (const moerun::GpuUnavailable& e) {
+      PyErr_SetString(py::module_::import("moerun.errors").attr("GpuError").ptr(), e.what());
     }
   });
   moerun::bind_quant(m);  // first: others take a WeightFormat
+  moerun::bind_gpu(m);
   moerun::bind_engine(m);
   moerun::bind_expert_store(m);
   moerun::bind_doctor(m);
   moerun::bind_policy(m);
+  moerun::bind_cache_table(m);  // after the policies: takes their values
 }

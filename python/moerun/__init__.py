@@ -13,7 +13,7 @@ from typing import Any
 
 from moerun import _core
 from moerun.engine import Engine, EngineConfig, Handle, Layer
-from moerun.errors import CheckpointError, MoerunError
+from moerun.errors import CheckpointError, GpuError, GpuOutOfMemoryError, MoerunError
 from moerun.layer_spec import QUANTISED, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
 
 __version__ = "0.1.0"
@@ -27,6 +27,8 @@ __all__ = [
     "EngineConfig",
     "ExpertBlobs",
     "ExpertMemory",
+    "GpuError",
+    "GpuOutOfMemoryError",
     "Handle",
     "Layer",
     "LayerSpec",

@@ -9,9 +9,13 @@ from moerun.layer_spec import LayerSpec
 
 
 class Call:
-    """One checked batch: keeps its arrays alive and knows what to return."""
+    """One checked batch: keeps its arrays alive and knows what to return.
 
-    __slots__ = ("_keep", "_out", "_result", "_target", "batch")
+    ``compute_dtype`` ("fp32", "fp16", "bf16") is the type in which a GPU takes x and gives the sums: that of x
+    and of the result, or fp32, which holds both, if they differ.
+    """
+
+    __slots__ = ("_keep", "_out", "_result", "_target", "batch", "compute_dtype")
 
     def __init__(self, spec: LayerSpec, x: Any, ids: Any, weights: Any, out: Any) -> None:
         given = x = tensors.as_array(x, "x")
@@ -41,6 +45,8 @@ class Call:
         else:
             result = tensors.empty_like(x if out is None else tensors.on_host(self._target), shape)
         self._result = result
+        result_type = tensors.float_type(result, "out")
+        self.compute_dtype = tensors.format_name(x) if result_type == x_type else "fp32"
         self._keep = (given, x, ids, weights)
         self.batch = _core.Batch(
             tokens=tokens,
@@ -50,7 +56,7 @@ class Call:
             ids_are_64_bit=id_type == "int64",
             ids_stride=_row_stride(ids),
             weights=(tensors.address(weights), weights_type, _row_stride(weights)),
-            out=(tensors.address(result), tensors.float_type(result, "out"), _row_stride(result)),
+            out=(tensors.address(result), result_type, _row_stride(result)),
         )
 
     def _can_write(self, x: Any, ids: Any, weights: Any) -> bool:

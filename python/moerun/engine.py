@@ -7,6 +7,7 @@ outside (reference ones are in moerun.routing).
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,9 +17,12 @@ import numpy as np
 
 from moerun import _core, tensors
 from moerun.batch import Call
+from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
+from moerun.gpu_kernels import EngineKernels, check_available
 from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.linear import Linear
+from moerun.memory_size import parse_memory_size
 
 if TYPE_CHECKING:
     from moerun.checkpoint import Checkpoint
@@ -26,6 +30,11 @@ if TYPE_CHECKING:
 
 # More than any machine has cores; OpenMP runtimes end the process when they cannot start a thread.
 MOST_THREADS = 1024
+DEVICES = ("auto", "cpu", "cuda")
+PREFETCHES = ("impact", "none")
+STORES = ("auto", "pinned", "staged")
+
+_log = logging.getLogger("moerun")
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,22 @@ class EngineConfig:
     Parameters
     ----------
     device
-        "cpu", or "auto" for the best that this machine and this version can use.
+        "cpu"; "cuda" for CPU and GPU together; "auto" for a GPU if there is one that can be used.
+    gpu_cache
+        Device memory for experts: bytes (an int, or "8GiB"), a fraction of the device's memory (0.5, "50%"), or
+        "auto": what is free when the engine is made, less an eighth of all.
+    schedule
+        Who runs an expert: "balanced" (ours), "hybrimoe" (arXiv 2504.05897), "static" (cached ones on the GPU,
+        others on the CPU), "ondemand" (all on the GPU, copied when needed), "gpu" (all on the GPU and all
+        cached), "cpu"; others are in moerun.policy.METHODS.
+    cache
+        Which expert leaves the cache: "mrs" (arXiv 2504.05897, section IV-D), "lru", "lfu" or "recent".
+    prefetch
+        "impact" copies experts that Layer.hint predicts while the bus is idle; "none" does not.
+    store
+        Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
+        refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned, else
+        staged).
     cpu_threads
         Threads that compute, the calling one included; None means all cores that this process may use.
     isa
@@ -45,16 +69,30 @@ class EngineConfig:
     Raises
     ------
     ValueError
-        An unknown device or row of the kernel table, or threads outside of 1 .. MOST_THREADS.
+        An unknown name, an amount of memory that is none, or threads outside of 1 .. MOST_THREADS.
     """
 
     device: str = "auto"
+    gpu_cache: int | float | str = "auto"
+    schedule: str = "balanced"
+    cache: str = "mrs"
+    prefetch: str = "impact"
+    store: str = "auto"
     cpu_threads: int | None = None
     isa: str | None = None
 
     def __post_init__(self) -> None:
-        if self.device not in ("auto", "cpu"):
-            raise ValueError(f"device {self.device!r} is not available in this version; use 'auto' or 'cpu'")
+        known = {
+            "device": DEVICES,
+            "schedule": _core.policy.METHODS,
+            "cache": _core.policy.CACHE_POLICIES,
+            "prefetch": PREFETCHES,
+            "store": STORES,
+        }
+        for option, names in known.items():
+            if getattr(self, option) not in names:
+                raise ValueError(f"{option} {getattr(self, option)!r} is unknown; known: {', '.join(names)}")
+        parse_memory_size(self.gpu_cache, "gpu_cache")
         threads = self.cpu_threads
         if threads is not None and (
             isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1
@@ -64,6 +102,31 @@ class EngineConfig:
             raise ValueError(f"cpu_threads is {threads}, but an engine has at most {MOST_THREADS}")
         if self.isa is not None and not isinstance(self.isa, str):
             raise ValueError(f"isa must be a string or None, got {self.isa!r}")
+
+
+def _make_core(config: EngineConfig) -> _core.Engine:
+    """The C++ engine; with device="auto", one without a GPU where there is none to use."""
+    common = {"cpu_threads": config.cpu_threads or 0, "isa": config.isa or ""}
+    if config.device == "cpu":
+        return _core.Engine(**common)
+    size = parse_memory_size(config.gpu_cache, "gpu_cache")
+    options = _core.GpuOptions(
+        schedule=config.schedule,
+        cache=config.cache,
+        prefetch=config.prefetch != "none",
+        pin=config.store != "staged",
+        cache_bytes=size if isinstance(size, int) else None,
+        cache_fraction=size if isinstance(size, float) else None,
+    )
+    try:
+        core = _core.Engine(**common, gpu=options)
+        check_available(core.gpu_architecture)
+        return core
+    except (GpuError, KernelError) as error:
+        if config.device == "cuda":
+            raise
+        _log.info("running on the CPU: %s", error)
+        return _core.Engine(**common)
 
 
 class Engine:
@@ -96,8 +159,10 @@ class Engine:
             known = ", ".join(f.name for f in dataclasses.fields(EngineConfig))
             raise TypeError(f"Engine has no option {', '.join(sorted(unknown))}; it has {known}")
         self.config = dataclasses.replace(config, **options)
-        self._core = _core.Engine(cpu_threads=self.config.cpu_threads or 0, isa=self.config.isa or "")
+        self._core = _make_core(self.config)
+        self._kernels = EngineKernels(self._core) if self._core.gpu_name is not None else None
         self._layers: list[Layer] = []
+        self._warned_of_pinning = False
 
     def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory | ExpertBlobs) -> Layer:
         """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
@@ -133,8 +198,10 @@ class Engine:
             from moerun.quant import quantise_layer
 
             memory = quantise_layer(spec, memory, spec.quant, self.config.cpu_threads, self.config.isa)
-        layer = Layer(self, spec, self._add(spec, memory))
+        weight_format = memory.format if isinstance(memory, ExpertBlobs) else memory.dtype
+        layer = Layer(self, spec, self._add(spec, memory), weight_format)
         self._layers.append(layer)
+        self._check_pinning()
         return layer
 
     def add_layer_from(
@@ -175,6 +242,16 @@ class Engine:
 
         threads, isa = self.config.cpu_threads, self.config.isa
         return self.add_layer(spec, load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress))
+
+    def _check_pinning(self) -> None:
+        """Says once, or raises if store="pinned", that experts lie in memory that is not page-locked."""
+        why = self._core.why_not_pinned
+        if self._kernels is None or not why or self.config.store == "staged" or self._warned_of_pinning:
+            return
+        if self.config.store == "pinned":
+            raise GpuError(f"the experts cannot be page-locked: {why}; use store='auto' or 'staged'")
+        self._warned_of_pinning = True
+        _log.warning("copies to the GPU go through staging buffers, which is slower: %s", why)
 
     def add_linear(self, weight: Any, bias: Any = None) -> Linear:
         """A dense linear layer ``[outputs, inputs]`` that runs on this engine's threads, with its kernels.
@@ -223,6 +300,14 @@ class Engine:
 
         ``cpu_threads``, ``isa``, ``workspace_bytes`` and, per layer in ``layers``: ``batches``, ``tokens``,
         ``seconds``, ``weight_bytes`` (of active experts, once per batch) and ``expert_tokens``, int64 [E].
+
+        With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts that
+        were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
+        ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
+        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
+        ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
+        layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
+        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was busy.
         """
         return self._core.stats()
 
@@ -260,9 +345,10 @@ class Engine:
 class Layer:
     """One layer of experts in an engine. Made by Engine.add_layer."""
 
-    def __init__(self, engine: Engine, spec: LayerSpec, core: _core.Layer) -> None:
+    def __init__(self, engine: Engine, spec: LayerSpec, core: _core.Layer, weight_format: str) -> None:
         self.engine = engine
         self.spec = spec
+        self.weight_format = weight_format
         self._core = core
 
     def forward(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any = None) -> Any:
@@ -293,7 +379,7 @@ class Layer:
         RuntimeError
             The engine is closed or came through a fork.
         """
-        call = Call(self.spec, x, topk_ids, topk_weights, out)
+        call = self._call(x, topk_ids, topk_weights, out)
         self.engine._core.forward(self._core, call.batch)
         return call.finish()
 
@@ -303,14 +389,47 @@ class Layer:
         Returns at once. The arrays must not change until the result is there. Batches run in the order of
         submission. ``stream`` orders the work after a CUDA stream and is ignored for arrays in host memory.
         """
-        call = Call(self.spec, x, topk_ids, topk_weights, None)
+        call = self._call(x, topk_ids, topk_weights, None)
         return Handle(call, self.engine._core.submit(self._core, call.batch, call))
 
-    def hint(self, next_ids: Any, scores: Any = None) -> None:
-        """Tells which experts the next batch will probably use, for prefetching.
+    def _call(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any) -> Call:
+        """The checked batch, for which the layer has kernels."""
+        call = Call(self.spec, x, topk_ids, topk_weights, out)
+        kernels = self.engine._kernels
+        if kernels is not None:
+            kernels.ensure(self._core, self.spec, self.weight_format, call.compute_dtype)
+        return call
 
-        Experts that lie in host memory and run there need none: without a GPU this does nothing.
+    def hint(self, next_ids: Any, scores: Any = None) -> None:
+        """Tells which experts the layer's next batch will probably use, so that they can be copied to the GPU
+        while the bus is idle (HybriMoE, arXiv 2504.05897, section IV-C). Returns at once.
+
+        Does nothing without a GPU or with prefetch="none". A prediction may be wrong: it costs time, never
+        results.
+
+        Parameters
+        ----------
+        next_ids
+            ``[tokens, k]`` int32 or int64, the most probable expert first; ids outside of 0 .. E-1 are skipped.
+        scores
+            Not used yet: how far a rank can be trusted is learned from what comes true.
+
+        Raises
+        ------
+        ValueError
+            Shapes or types that do not fit.
         """
+        if self.engine._kernels is None or self.engine.config.prefetch == "none":
+            return
+        ids = np.asarray(tensors.on_host(tensors.as_array(next_ids, "next_ids")))
+        if ids.ndim != 2 or ids.dtype.kind != "i":
+            raise ValueError(f"next_ids must be [tokens, k] integers, got {ids.dtype} {list(ids.shape)}")
+        ranks = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
+        known = (ids >= 0) & (ids < self.spec.num_experts)
+        loads = np.bincount(ids[known], minlength=self.spec.num_experts)
+        best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
+        np.minimum.at(best, ids[known], ranks[known])
+        self.engine._core.hint(self._core, loads.tolist(), best.tolist())
 
     def __repr__(self) -> str:
         return f"<moerun.Layer {self._core.index}: {self.spec}>"

@@ -56,7 +56,25 @@ Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       isa_(cpu::choose_kernels(options.isa).isa),
       forward_(cpu::choose_kernels(isa_), threads_of(options)),
-      linear_(cpu::choose_kernels(isa_), threads_of(options)) {}
+      linear_(cpu::choose_kernels(isa_), threads_of(options)),
+      gpu_options_(options.gpu) {
+  if (!gpu_options_) {
+    scheduler_ = std::make_unique<Scheduler>();
+    return;
+  }
+  const GpuOptions& gpu = *gpu_options_;
+  auto context = cuda::Context::open(cuda::open_driver(), gpu.device);
+  const HybridOptions hybrid{.schedule = gpu.schedule,
+                             .cache = gpu.cache,
+                             .prefetch = gpu.prefetch,
+                             .cache_bytes = cache_bytes(gpu.budget, context->memory())};
+  hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), cpu::choose_kernels(isa_), forward_,
+                                            trace_);
+  scheduler_ = std::make_unique<Scheduler>([this] {
+    const std::lock_guard lock(mutex_);
+    return hybrid_->pump();
+  });
+}
 
 Engine::~Engine() {
   close();
@@ -64,16 +82,55 @@ Engine::~Engine() {
   // hang.
   if (fork_generation_ != cpu::fork_generation()) {
     [[maybe_unused]] const Scheduler* left_behind = scheduler_.release();
+    [[maybe_unused]] const HybridForward* of_the_parent = hybrid_.release();  // no CUDA in a child
   }
 }
 
 std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                          std::shared_ptr<void> owner) {
   check_usable();
+  std::shared_ptr<HostBlobs> blobs;
+  if (hybrid_) {
+    {
+      const std::lock_guard lock(mutex_);
+      const BlobLayout layout = blob_layout(shape.format, shape.hidden, shape.inter, shape.bias);
+      hybrid_->check_budget(shape.num_experts, shape.top_k, layout.bytes);
+    }
+    blobs = store_experts(hybrid_->context(), shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_),
+                          forward_.team());
+    for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
+    owner = blobs;
+  }
   const std::lock_guard lock(mutex_);
-  layers_.push_back(
-      std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner)));
-  return layers_.back();
+  auto layer =
+      std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
+  if (hybrid_) {
+    hybrid_->add_layer({layer->view(), blobs, shape.top_k});
+    if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
+  }
+  layers_.push_back(layer);
+  return layer;
+}
+
+HybridForward& Engine::hybrid() {
+  check_usable();
+  if (!hybrid_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  return *hybrid_;
+}
+
+std::shared_ptr<const cuda::ExpertKernels> Engine::load_kernels(const cuda::CompiledKernels& compiled) {
+  return std::make_shared<const cuda::ExpertKernels>(hybrid().context(), compiled);
+}
+
+void Engine::set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertKernels> kernels) {
+  HybridForward& gpu = hybrid();
+  const std::lock_guard lock(mutex_);
+  gpu.set_kernels(layer.index(), std::move(kernels));
+}
+
+std::string Engine::why_not_pinned() const {
+  const std::lock_guard lock(mutex_);
+  return why_not_pinned_;
 }
 
 // Runs work on the calling thread. In the child of a fork that thread may still carry the parent's pool of
@@ -82,12 +139,20 @@ template <class Work>
 void Engine::run_here(Work&& work) {
   check_usable();
   if (fork_generation_ == 0 || forward_.team().size() == 1) return work();
+  run_on_scheduler(work);
+}
+
+template <class Work>
+void Engine::run_on_scheduler(Work&& work) {
+  check_usable();
   const auto job = scheduler_->submit([&work] { work(); });
   while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
   job->rethrow();
 }
 
+// With a GPU, everything runs on the scheduler's thread, which the device's context belongs to.
 void Engine::forward(Layer& layer, const cpu::Batch& batch) {
+  if (hybrid_) return run_on_scheduler([&] { compute(layer, batch); });
   run_here([&] { compute(layer, batch); });
 }
 
@@ -105,10 +170,30 @@ std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Bat
   return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
 }
 
+void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {
+  check_usable();
+  if (!hybrid_) return;
+  const auto experts = static_cast<size_t>(layer->shape().num_experts);
+  if (loads.size() != experts || ranks.size() != experts)
+    throw InvalidArgument("a hint needs a load and a rank for each of the layer's " +
+                          std::to_string(experts) + " experts");
+  scheduler_->submit([this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks)] {
+    const std::lock_guard lock(mutex_);
+    hybrid_->hint(layer->index(), loads, ranks);
+  });
+}
+
 void Engine::compute(Layer& layer, const cpu::Batch& batch) {
   const std::lock_guard lock(mutex_);
   Bookkeeper bookkeeper(layer, trace_);
-  forward_.run(layer.view(), batch, bookkeeper);
+  if (hybrid_) {
+    const double before = layer.stats.seconds;
+    const auto begin = cpu::Clock::now();
+    hybrid_->run(layer.index(), batch, bookkeeper);
+    layer.stats.seconds = before + std::chrono::duration<double>(cpu::Clock::now() - begin).count();
+  } else {
+    forward_.run(layer.view(), batch, bookkeeper);
+  }
   ++layer.stats.batches;
 }
 
@@ -121,6 +206,7 @@ EngineStats Engine::stats() const {
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes();
   s.linear_seconds = linear_seconds_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
+  if (hybrid_) s.gpu = hybrid_->stats();
   return s;
 }
 

@@ -5,12 +5,15 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
+#include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
+#include "src/scheduler/hybrid_forward.h"
 #include "src/scheduler/scheduler.h"
 #include "src/trace/trace.h"
 
@@ -19,6 +22,7 @@ namespace moerun {
 struct EngineOptions {
   int cpu_threads = 0;  // 0: all usable cores
   std::string isa;      // empty: the best, or MOERUN_ISA
+  std::optional<GpuOptions> gpu;
 };
 
 struct EngineStats {
@@ -27,21 +31,36 @@ struct EngineStats {
   int64_t workspace_bytes = 0;
   double linear_seconds = 0;  // spent in dense linear layers
   std::vector<LayerStats> layers;
+  std::optional<HybridStats> gpu;
 };
 
 class Engine {
  public:
+  // With options.gpu, throws GpuUnavailable if there is none, and InvalidArgument if the budget does not fit.
   explicit Engine(const EngineOptions& options);
   ~Engine();
 
+  // With a GPU, the experts are copied into page-locked memory, and `owner` is let go.
   std::shared_ptr<Layer> add_layer(const LayerShape& shape, std::vector<ExpertView> experts,
                                    std::shared_ptr<void> owner);
+
+  // Kernels for the GPU, loaded once for all layers of a shape, and given to a layer.
+  std::shared_ptr<const cuda::ExpertKernels> load_kernels(const cuda::CompiledKernels& compiled);
+  void set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
+  // Null without a GPU.
+  cuda::ContextPtr gpu() const { return hybrid_ ? hybrid_->context() : nullptr; }
+  // Why the experts of some layer could not be page-locked; empty if all are.
+  std::string why_not_pinned() const;
 
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);
 
   // Returns at once; the memory behind `batch` must live until the job is done.
   std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+
+  // What is predicted of the layer's next batch (HybridForward::hint): queued behind what was submitted. Does
+  // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
+  void hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks);
 
   // A dense linear layer on the engine's threads; computes before it returns. Throws as forward does.
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
@@ -60,6 +79,9 @@ class Engine {
   void compute(Layer& layer, const cpu::Batch& batch);
   template <class Work>
   void run_here(Work&& work);
+  template <class Work>
+  void run_on_scheduler(Work&& work);
+  HybridForward& hybrid();
 
   const int fork_generation_;
   const std::string isa_;
@@ -70,7 +92,10 @@ class Engine {
   double linear_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
-  std::unique_ptr<Scheduler> scheduler_ = std::make_unique<Scheduler>();
+  const std::optional<GpuOptions> gpu_options_;
+  std::unique_ptr<HybridForward> hybrid_;  // null without a GPU
+  std::string why_not_pinned_;
+  std::unique_ptr<Scheduler> scheduler_;
 };
 
 }  // namespace moerun

@@ -14,6 +14,7 @@ struct LayerShape {
   int64_t num_experts = 0, hidden = 0, inter = 0, top_k = 0;
   WeightFormat format = WeightFormat::f32;
   ActivationSpec activation;
+  bool bias = false;
 };
 
 struct LayerStats {

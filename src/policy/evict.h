@@ -45,7 +45,8 @@ class CacheValues {
   // reads them, and without any it counts an expert's share of the tokens as its score.
   void observe(std::span<const int32_t> loads, std::span<const float> scores);
 
-  std::span<const double> values() const { return values_; }  // [E]
+  std::span<const double> values() const { return values_; }       // [E]
+  std::span<const int64_t> last_use() const { return last_use_; }  // [E] step, 0 = never; for ties
 
   // The expert to evict among those with resident and not pinned; -1 if there is none.
   int32_t victim(std::span<const uint8_t> resident, std::span<const uint8_t> pinned) const;

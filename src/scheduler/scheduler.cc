@@ -47,12 +47,27 @@ void Scheduler::stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+void Scheduler::wait_for_work(std::unique_lock<std::mutex>& lock) {
+  constexpr std::chrono::microseconds kSoon(50);  // about the time of two chunks of a prefetch
+  const auto has_work = [&] { return stopping_ || !queue_.empty(); };
+  while (!has_work()) {
+    bool again = false;
+    if (idle_) {
+      lock.unlock();
+      again = idle_();
+      lock.lock();
+    }
+    if (!again) return arrived_.wait(lock, has_work);
+    arrived_.wait_for(lock, kSoon, has_work);
+  }
+}
+
 void Scheduler::loop() {
   for (;;) {
     std::shared_ptr<Job> job;
     {
       std::unique_lock lock(mutex_);
-      arrived_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
+      wait_for_work(lock);
       if (queue_.empty()) return;
       job = std::move(queue_.front());
       queue_.pop_front();

@@ -35,7 +35,9 @@ class Job {
 
 class Scheduler {
  public:
-  Scheduler() = default;
+  // `idle` is called on the thread when there is nothing to do: once, and again soon while it returns true.
+  // It must not throw.
+  explicit Scheduler(std::function<bool()> idle = {}) : idle_(std::move(idle)) {}
   ~Scheduler() { stop(); }
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
@@ -48,7 +50,9 @@ class Scheduler {
 
  private:
   void loop();
+  void wait_for_work(std::unique_lock<std::mutex>& lock);
 
+  const std::function<bool()> idle_;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<std::shared_ptr<Job>> queue_;

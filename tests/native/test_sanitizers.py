@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from native_build import REPOSITORY, build, run, skip_unless_it_links
+
+from native_programs import SANITIZERS, build, run, skip_unless_sanitizer_works
 
 SOURCES = {
     "cpu/ref/kernels.cc": ["-ffp-contract=off"],
@@ -24,43 +25,24 @@ SOURCES = {
     "src/scheduler/scheduler.cc": [],
     "tests/native/moe_forward_test.cc": [],
 }
-SANITIZERS = {
-    "address and undefined": "-fsanitize=address,undefined",
-    "thread": "-fsanitize=thread",
-}
 
 
-@pytest.fixture(scope="module", params=SANITIZERS)
-def program(request, tmp_path_factory) -> Path:
-    """The test program, with the fake OpenMP runtime beside it."""
-    folder = tmp_path_factory.mktemp("sanitized")
-    flag = SANITIZERS[request.param]
-    skip_unless_it_links(flag, folder)
-    common = [
-        "-std=c++20",
-        "-O1",
-        "-g1",
-        "-fPIC",
-        "-pthread",
-        "-fno-sanitize-recover=all",
-        flag,
-        f"-I{REPOSITORY}",
-    ]
-    objects = []
-    for number, (source, flags) in enumerate(SOURCES.items()):
-        objects.append(str(folder / f"{number}.o"))
-        build(*common, *flags, "-c", source, "-o", objects[-1])
-    build(*common, *objects, "-ldl", "-o", str(folder / "moe_forward_test"))
+@pytest.fixture(scope="module", params=[name for name, flags in SANITIZERS.items() if flags])
+def programs(request, tmp_path_factory) -> tuple[Path, Path]:
+    """The test program, and the fake OpenMP runtime in a folder of its own."""
+    flags = SANITIZERS[request.param]
+    skip_unless_sanitizer_works(flags, tmp_path_factory.mktemp("sanitizer"))
     # GCC 12's ThreadSanitizer takes thread-local memory of a library that is loaded late for a huge range.
-    late = ["-shared", "-ftls-model=initial-exec"]
-    build(*common, *late, "tests/native/fake_openmp.cc", "-o", str(folder / "libgomp_fake.so"))
-    return folder / "moe_forward_test"
+    late = ["-ftls-model=initial-exec"]
+    openmp = build({"tests/native/fake_openmp.cc": late}, "libgomp_fake.so", flags, ["-shared"])
+    return build(SOURCES, "moe_forward_test", flags), openmp
 
 
 @pytest.mark.parametrize("most", [None, 2, 1])
-def test_the_core_is_clean(program: Path, most: int | None) -> None:
+def test_the_core_is_clean(programs: tuple[Path, Path], most: int | None) -> None:
     """Also when the runtime gives fewer threads than asked for."""
     limit = {} if most is None else {"FAKE_OPENMP_MOST": str(most)}
-    done = run(str(program), str(program.parent), **limit)
+    program, openmp = programs
+    done = run(str(program), str(openmp.parent), **limit)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-6000:]
     assert done.stdout == "all good\n"

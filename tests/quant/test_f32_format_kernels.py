@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from blob_oracle import QUANTISED, Layout
 from test_reference_kernels import batch, random_blob, silu_layer
 
+from blob_oracle import QUANTISED, Layout
 from expert_layers import ISAS_WITH_BF16_DOT
 from moerun import Engine, _core
 

@@ -2,11 +2,12 @@
 The C++ core of moerun. Use the moerun package; names here may change.
 """
 from __future__ import annotations
+import collections.abc
 import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -425,6 +426,58 @@ class LimitMeter:
 
     @property
     def dot_types(self) -> list[DType]:
+        ...
+
+class CacheTable:
+
+    def __init__(self, slots: typing.SupportsInt | typing.SupportsIndex, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
+    def abandon(self, slot: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def evict(self, slot: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def freed(self, slot: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def loaded(self, slot: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def owner(self, slot: typing.SupportsInt | typing.SupportsIndex) -> tuple[int, int]:
+        ...
+
+    def pin(self, slot: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def pins(self, slot: typing.SupportsInt | typing.SupportsIndex) -> int:
+        ...
+
+    def reserve(self, layer: typing.SupportsInt | typing.SupportsIndex, expert: typing.SupportsInt | typing.SupportsIndex) -> int:
+        ...
+
+    def resident(self, layer: typing.SupportsInt | typing.SupportsIndex) -> list[bool]:
+        ...
+
+    def slot_of(self, layer: typing.SupportsInt | typing.SupportsIndex, expert: typing.SupportsInt | typing.SupportsIndex) -> int:
+        ...
+
+    def state(self, slot: typing.SupportsInt | typing.SupportsIndex) -> str:
+        ...
+
+    def unpin(self, slot: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def victim(self, values: collections.abc.Sequence[policy.CacheValues]) -> int:
+        ...
+
+    @property
+    def counts(self) -> dict:
+        ...
+
+    @property
+    def slots(self) -> int:
         ...
 
 def available_isas() -> list[str]:

@@ -16,15 +16,13 @@ import json
 import logging
 import mmap
 import os
-import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moerun import _core
+from moerun import _core, cache_files
 from moerun.errors import CheckpointError
 from moerun.layer_spec import ExpertBlobs, LayerSpec
 from moerun.quant.blobs import blobs_in, layout_of
@@ -35,17 +33,13 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 _MAGIC = b"MOERUNQ\n"
 _HEADER_BYTES = 4096
-_ABANDONED_SECONDS = 86400  # a temporary file this old has lost its process
 
 Write = Callable[[np.ndarray], None]  # fills the blobs at these addresses, uint64 [E]
 
 
 def cache_folder() -> Path | None:
-    """Where quantised layers are kept: $MOERUN_CACHE, by default ~/.cache/moerun; None if it is "off"."""
-    chosen = os.environ.get("MOERUN_CACHE", "")
-    if chosen == "off":
-        return None
-    return Path(chosen or Path.home() / ".cache" / "moerun") / "experts"
+    """Where quantised layers are kept; None if the cache is off."""
+    return cache_files.cache_folder("experts")
 
 
 def cache_size() -> int:
@@ -144,9 +138,7 @@ class _Entry:
 
     def create(self) -> str:
         """Makes a temporary file with all its space on disk; raises OSError where that cannot be."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(self.path.parent)
-        descriptor, temporary = tempfile.mkstemp(".tmp", self.path.stem, self.path.parent)
+        descriptor, temporary = cache_files.open_temporary(self.path)
         try:
             # Without this, a full disk would end the process when a mapped page finds no room.
             os.posix_fallocate(descriptor, 0, self.file_bytes)
@@ -192,12 +184,3 @@ class _Entry:
         sums = _core.checksums(blobs.addresses, self.blob_bytes)
         head = np.frombuffer(self.header + sums.tobytes(), np.uint8)
         return sums.tobytes() + _core.checksums(np.array([head.ctypes.data], np.uint64), len(head)).tobytes()
-
-
-def _remove_abandoned(folder: Path) -> None:
-    for file in folder.glob("*.tmp"):
-        try:
-            if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
-                file.unlink()
-        except OSError as error:  # another process was faster
-            logger.debug("%s: %s", file, error)

@@ -1,0 +1,59 @@
+"""Files of the caches on disk ($MOERUN_CACHE): where they lie, and how they come to be complete.
+
+A file is written under a temporary name and renamed when it is whole, so whatever is found under its own name
+was finished; two processes that write the same one write the same, and the last rename counts. What a file
+holds, and how damage is found, is the matter of each cache (quant/cache.py, kernels/cache.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_ABANDONED_SECONDS = 86400  # a temporary file this old has lost its process
+
+
+def cache_folder(kind: str) -> Path | None:
+    """Where files of one kind are kept, in $MOERUN_CACHE, by default ~/.cache/moerun; None if it is "off"."""
+    chosen = os.environ.get("MOERUN_CACHE", "")
+    if chosen == "off":
+        return None
+    return Path(chosen or Path.home() / ".cache" / "moerun") / kind
+
+
+def open_temporary(path: Path) -> tuple[int, str]:
+    """Makes the folder of `path` and a temporary file in it, to be renamed to `path`: descriptor and name.
+
+    Raises OSError where the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path.parent)
+    return tempfile.mkstemp(".tmp", path.stem, path.parent)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a small file so that it is there complete or not at all. Raises OSError."""
+    descriptor, temporary = open_temporary(path)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for file in folder.glob("*.tmp"):
+        try:
+            if time.time() - file.stat().st_mtime > _ABANDONED_SECONDS:
+                file.unlink()
+        except OSError as error:  # another process was faster
+            logger.debug("%s: %s", file, error)

@@ -1,0 +1,120 @@
+// The GPU's part of one batch: slots for its experts, uploads, launches, and the way back. Owns the streams,
+// the step's memory and its timings; HybridForward calls place, reserve, submit, finish and join in this
+// order, on the scheduler's thread. Only reserve (when a batch is larger than any before) and join wait.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "cpu/moe_forward.h"
+#include "cuda/expert_kernels.h"
+#include "cuda/handles.h"
+#include "src/expert_store/host_blobs.h"
+#include "src/scheduler/device_buffers.h"
+#include "src/scheduler/fences.h"
+#include "src/scheduler/gpu_cache.h"
+#include "src/scheduler/planner.h"
+#include "src/scheduler/step_lists.h"
+
+namespace moerun {
+
+// What one batch needs; all of it outlives the step.
+struct StepInput {
+  GpuCache& cache;
+  int32_t row;  // the layer in the cache's table
+  HostBlobs& blobs;
+  const cuda::ExpertKernels& kernels;
+  const cpu::Groups& groups;
+  const Assignment& plan;
+  int64_t tokens;
+};
+
+// When something ran on the device, in microseconds from the step's begin.
+struct DeviceInterval {
+  double begin_us, end_us;
+  bool whole = true;  // of copies: false where a prefetch had copied a part before
+};
+
+class DeviceStep {
+ public:
+  explicit DeviceStep(const cuda::ContextPtr& context);
+
+  // Decides which slot every expert of the plan gets. Only bookkeeping: no call to the driver, unless
+  // prefetches must be given up because no slot is left.
+  void place(const StepInput& in);
+  // Throws GpuOutOfMemory.
+  void reserve(const StepInput& in);
+  // Pinned memory for x [tokens, H] of the kernels' type, to be filled before submit(); for the CPU's sums
+  // [tokens, H], before finish(); and the result, after join().
+  std::byte* x() { return buffers_.host().x; }
+  float* cpu_sums() { return buffers_.host().cpu; }
+  const std::byte* out() const { return buffers_.host().out; }
+
+  void submit(const StepInput& in);
+  void finish(const StepInput& in);
+  // Waits for the device, and unpins. `meanwhile` is called now and then.
+  template <class Meanwhile>
+  void join(const StepInput& in, Meanwhile&& meanwhile);
+
+  // After join().
+  std::span<const DeviceInterval> launches() const { return launch_times_; }
+  std::span<const DeviceInterval> copies() const { return copy_times_; }
+  DeviceInterval way_back() const { return way_back_; }
+  std::chrono::steady_clock::time_point began() const { return began_; }
+
+  // After an error: waits until the device is idle, whatever it says.
+  void abandon() noexcept;
+  const Fences& fences() const { return fences_; }
+  int64_t device_bytes() const { return buffers_.device_bytes(); }
+
+ private:
+  struct Placed {
+    int32_t expert, slot;
+    int64_t fence;  // of the launch that reads it
+    int64_t after;  // its copy waits for this fence
+    enum class Source : uint8_t { resident, demanded, prefetched } source;
+    bool pinned = true;
+  };
+  struct Timer {
+    cuda::Event begin, end;
+  };
+
+  int32_t find_slot(const StepInput& in, int32_t expert, size_t placed);
+  bool retire_one_launch(const StepInput& in, size_t placed);
+  void make_lists(const StepInput& in);
+  void add_launch(const StepInput& in, size_t first, size_t count);
+  void copy_what_may(const StepInput& in);
+  bool over() const { return returned_.end.done(); }
+  void settle(const StepInput& in);
+  double since_begin(const cuda::Event& event) const { return event.elapsed_ms(begin_) * 1000; }
+
+  cuda::Stream compute_, results_;
+  Fences fences_;
+  cuda::Event uploaded_, combined_, begin_;
+  Timer returned_;
+  std::vector<Timer> timers_;  // of launches
+  cuda::ContextPtr context_;
+  DeviceBuffers buffers_;
+
+  std::vector<Placed> placed_;  // residents first, then the others in the plan's order
+  size_t residents_ = 0, retired_ = 0, copied_ = 0;
+  std::vector<int32_t> group_of_;  // [E] the expert's place among the active ones
+  std::vector<int32_t> loads_;     // scratch: of one launch
+  std::vector<LaunchedExpert> launched_;
+  StepLists lists_;
+  std::vector<DeviceInterval> launch_times_, copy_times_;
+  DeviceInterval way_back_{};
+  std::chrono::steady_clock::time_point began_;
+};
+
+template <class Meanwhile>
+void DeviceStep::join(const StepInput& in, Meanwhile&& meanwhile) {
+  constexpr auto kSpin = std::chrono::microseconds(50);
+  const auto parked = std::chrono::steady_clock::now() + kSpin;
+  while (!over() && (meanwhile() || std::chrono::steady_clock::now() < parked)) continue;
+  returned_.end.synchronize();
+  settle(in);
+}
+
+}  // namespace moerun

@@ -1,0 +1,351 @@
+#include "src/scheduler/hybrid_forward.h"
+
+#include <algorithm>
+
+#include "cpu/work_ranges.h"
+#include "cuda/driver_error.h"
+#include "src/error.h"
+
+namespace moerun {
+namespace {
+
+using cpu::Clock;
+
+// Rows of results of a part of a batch: more tokens are done in several parts, so that the step's memory
+// stays a small part of the device's.
+constexpr int64_t kMostRowBytes = int64_t{512} << 20;
+constexpr double kRefreshRate = 0.1;  // of the cost model: a memory of about ten steps (heuristic)
+
+std::string in_mebibytes(int64_t bytes) {
+  const int64_t mib = (bytes + (1 << 20) - 1) >> 20;
+  return std::to_string(mib) + "MiB";
+}
+
+const void* offset(const void* p, int64_t bytes) {
+  return static_cast<const char*>(p) + bytes;
+}
+
+double us_between(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double, std::micro>(end - begin).count();
+}
+
+// Passes on what the CPU's threads did; its groups are only a share.
+class ShareObserver : public cpu::Observer {
+ public:
+  explicit ShareObserver(cpu::Observer& all) : all_(all) {}
+  void on_groups(const cpu::Groups&) override {}
+  void on_spans(const std::vector<std::array<cpu::Span, cpu::kPhases>>& by_thread, int64_t) override {
+    all_.on_spans(by_thread, 0);
+  }
+
+ private:
+  cpu::Observer& all_;
+};
+
+}  // namespace
+
+HybridForward::HybridForward(const HybridOptions& options, cuda::ContextPtr context,
+                             const cpu::KernelTable& kernels, cpu::MoeForward& cpu, Trace& trace)
+    : options_(options),
+      context_(std::move(context)),
+      cpu_kernels_(kernels),
+      cpu_(cpu),
+      trace_(trace),
+      caches_(context_, options.cache, options.cache_bytes),
+      step_(context_),
+      planner_(options.schedule),
+      prefetcher_(options.schedule) {}
+
+HybridForward::~HybridForward() {
+  recover("the engine is closed", false);
+}
+
+// --- layers
+
+void HybridForward::add_layer(const HybridLayer& layer) {
+  caches_.add_layer(static_cast<int32_t>(layer.view.num_experts), static_cast<int32_t>(layer.top_k),
+                    layer.blobs->layout().bytes);
+  prefetcher_.add_layer(static_cast<int32_t>(layer.view.num_experts));
+  layers_.push_back({layer, {}});
+}
+
+void HybridForward::check_budget(int64_t experts, int64_t top_k, int64_t blob_bytes) const {
+  const auto refuse = [&](int64_t needed_bytes, const std::string& needs) {
+    if (options_.cache_bytes >= needed_bytes) return;
+    throw InvalidArgument("gpu_cache holds " + std::to_string(options_.cache_bytes / blob_bytes) +
+                          " experts of " + in_mebibytes(blob_bytes) + ", but " + needs +
+                          "; raise gpu_cache to " + in_mebibytes(needed_bytes) +
+                          " or choose schedule=\"balanced\"");
+  };
+  if (options_.schedule == policy::SplitMethod::gpu)
+    refuse(caches_.all_expert_bytes() + experts * blob_bytes,
+           "schedule=\"gpu\" keeps all " + std::to_string(experts) + " of every layer there");
+  if (options_.schedule == policy::SplitMethod::ondemand)
+    refuse(top_k * blob_bytes, "one token needs " + std::to_string(top_k));
+}
+
+void HybridForward::set_kernels(int layer, std::shared_ptr<const cuda::ExpertKernels> kernels) {
+  const cuda::CompiledKernels& shape = kernels->shape();
+  Layer& l = layers_[layer];
+  if (shape.hidden != l.view.hidden || shape.inter != l.view.inter || shape.top_k != l.top_k)
+    throw InvalidArgument("these kernels were compiled for layers of another shape");
+  l.kernels[static_cast<int>(shape.x_type)] = std::move(kernels);
+}
+
+// Sums reach the output's type through that of x; where they differ, fp32 serves both.
+const cuda::ExpertKernels* HybridForward::kernels_for(const Layer& layer, const cpu::Batch& batch) const {
+  const DType type = batch.x_type == batch.out_type ? batch.x_type : DType::f32;
+  return layer.kernels[static_cast<int>(type)].get();
+}
+
+// --- a batch
+
+void HybridForward::check_alive() const {
+  if (!dead_.empty())
+    throw InvalidState("this engine lost its GPU: " + dead_ + "; start a new process, or use device=\"cpu\"");
+}
+
+void HybridForward::run(int layer, const cpu::Batch& batch, cpu::Observer& observer) {
+  check_alive();
+  const Layer& l = layers_[layer];
+  const int64_t row_bytes =
+      std::max<int64_t>(batch.routing.top_k, 1) * l.view.hidden * static_cast<int64_t>(sizeof(float));
+  const int64_t most = std::max<int64_t>(kMostRowBytes / row_bytes, 1);
+  context_->make_current();
+  for (int64_t first = 0; first < batch.routing.tokens; first += most) {
+    const cpu::Batch part = batch.tokens(first, std::min(most, batch.routing.tokens - first));
+    for (bool done = false; !done;) {
+      try {
+        recovering([&] { run_part({layer, part, observer}); });
+        done = true;
+      } catch (const GpuOutOfMemory&) {
+        if (!caches_.shrink()) throw;
+      }
+    }
+  }
+}
+
+// After an error nothing is known of what lies on the device.
+template <class Work>
+void HybridForward::recovering(Work&& work) {
+  try {
+    work();
+  } catch (const GpuError& error) {
+    recover(error.what(), cuda::is_sticky(error.code));
+    throw;
+  } catch (...) {
+    recover("", false);
+    throw;
+  }
+}
+
+void HybridForward::observe(const Layer& layer, const cpu::Batch& batch) {
+  cpu::group_by_expert(cpu_kernels_, batch.routing, 0, batch.routing.tokens, layer.view.num_experts, groups_);
+  loads_.assign(layer.view.num_experts, 0);
+  for (int64_t a = 0; a < groups_.active(); ++a)
+    loads_[groups_.experts[a]] = groups_.offsets[a + 1] - groups_.offsets[a];
+}
+
+void HybridForward::run_part(Part part) {
+  const Layer& layer = layers_[part.layer];
+  ++stats_.steps;
+  last_layer_ = part.layer;
+  observe(layer, part.batch);
+  const cuda::ExpertKernels* kernels = kernels_for(layer, part.batch);
+  // More ids than top_k fit into no list of the kernels: rare, and right on the CPU.
+  const bool fits = kernels && part.batch.routing.top_k <= layer.top_k;
+  const GpuCaches::Place place = fits ? caches_.place(part.layer) : GpuCaches::Place{};
+  if (!place.cache || groups_.active() == 0) return run_on_cpu(part);
+
+  place.cache->pump();
+  const std::span<const uint8_t> resident = place.cache->table().resident(place.row);
+  for (const int32_t expert : groups_.experts)
+    ++(resident[expert] != 0 ? place.cache->stats.hits : place.cache->stats.misses);
+  const Assignment& plan = planner_.plan(loads_, resident, layer.view.inter, place.cache->cost);
+  if (plan.gpu.empty()) {
+    run_on_cpu(part);
+  } else {
+    run_on_both(part, {.cache = *place.cache,
+                       .row = place.row,
+                       .blobs = *layer.blobs,
+                       .kernels = *kernels,
+                       .groups = groups_,
+                       .plan = plan,
+                       .tokens = part.batch.routing.tokens});
+  }
+  place.cache->values(place.row).observe(loads_, {});
+  prefetcher_.ran(part.layer, target_of(part.layer), loads_, us_between(created_, Clock::now()));
+}
+
+void HybridForward::run_on_cpu(const Part& part) {
+  cpu_.run(layers_[part.layer].view, part.batch, part.observer);
+}
+
+void HybridForward::run_on_both(const Part& part, const StepInput& step) {
+  const cpu::Batch& batch = part.batch;
+  const cuda::CompiledKernels& shape = step.kernels.shape();
+  step_.place(step);
+  step_.reserve(step);
+  convert_rows(batch.x, batch.x_type, batch.x_stride, step_.x(), shape.x_type, shape.hidden, step.tokens,
+               shape.hidden);
+  step_.submit(step);
+  start_prefetches(part.layer, planner_.copies_end_us());
+  const auto cpu_begin = Clock::now();
+  if (step.plan.on_cpu) run_cpu_share(part, step);
+  const auto cpu_end = Clock::now();
+  step_.finish(step);
+  step_.join(step, [&] {
+    step.cache.pump();
+    return !step.cache.dma().idle();
+  });
+  convert_rows(step_.out(), shape.x_type, shape.hidden, batch.out, batch.out_type, batch.out_stride,
+               step.tokens, shape.hidden);
+  book(part, step, cpu_begin, cpu_end);
+}
+
+void HybridForward::run_cpu_share(const Part& part, const StepInput& step) {
+  cpu::LayerView view = layers_[part.layer].view;
+  view.share = step.plan.cpu_share.data();
+  cpu::Batch batch = part.batch;
+  batch.out = step_.cpu_sums();
+  batch.out_type = DType::f32;
+  batch.out_stride = view.hidden;
+  ShareObserver observer(part.observer);
+  cpu_.run(view, batch, observer);
+}
+
+// On the team where there is enough to do.
+void HybridForward::convert_rows(const void* from, DType from_type, int64_t from_stride, void* to,
+                                 DType to_type, int64_t to_stride, int64_t tokens, int64_t columns) const {
+  constexpr int64_t kBytesAlone = 1 << 20;  // about 50 us, what waking a team costs at worst (heuristic)
+  const auto rows = [&](int64_t begin, int64_t end) noexcept {
+    for (int64_t t = begin; t < end; ++t)
+      cpu_kernels_.convert(offset(from, t * from_stride * size_of(from_type)), from_type,
+                           static_cast<char*>(to) + t * to_stride * size_of(to_type), to_type, columns);
+  };
+  if (tokens * columns * size_of(from_type) <= kBytesAlone) return rows(0, tokens);
+  cpu_.team().run([&](cpu::Member me) noexcept {
+    rows(tokens * me.thread / me.size, tokens * (me.thread + 1) / me.size);
+  });
+}
+
+// --- prefetching
+
+Prefetcher::Target HybridForward::target_of(int layer) {
+  const Layer& l = layers_[layer];
+  return {caches_.place(layer), l.blobs.get()};
+}
+
+void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks) {
+  check_alive();
+  if (!options_.prefetch || last_layer_ < 0) return;  // before the first batch there are no caches
+  prefetcher_.hint(layer, loads, ranks);
+  context_->make_current();
+  recovering([&] { start_prefetches(last_layer_, 0); });
+}
+
+// While the CPU runs its share nobody starts chunks, so as many are started at once as that takes.
+void HybridForward::start_prefetches(int layer, double busy_us) {
+  if (!options_.prefetch || !prefetcher_.has_hints()) return;
+  prefetcher_.start(layer, busy_us, step_.fences(), [&](int l) { return target_of(l); });
+  GpuCache* cache = caches_.place(layer).cache;
+  if (!cache) return;
+  const double chunk_us = cache->cost.copy_us * static_cast<double>(DmaQueue::kChunkBytes) /
+                          static_cast<double>(cache->slot_bytes());
+  const double idle_us = std::max(planner_.policy_plan().makespan_us - busy_us, 0.0);
+  cache->pump(DmaQueue::kChunksInFlight + static_cast<int>(idle_us / std::max(chunk_us, 1.0)));
+}
+
+// --- afterwards
+
+void HybridForward::book(const Part& part, const StepInput& step, Clock::time_point cpu_begin,
+                         Clock::time_point cpu_end) {
+  const int layer = part.layer;
+  const auto record = [&](const char* name, Lane::Kind lane, const DeviceInterval& i) {
+    const auto at = [&](double t) {
+      return step_.began() +
+             std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::micro>(t));
+    };
+    trace_.record({.name = name,
+                   .lane = {lane},
+                   .layer = layer,
+                   .tokens = step.tokens,
+                   .begin = at(i.begin_us),
+                   .end = at(i.end_us)});
+  };
+  policy::CostModel& cost = step.cache.cost;
+  double gpu_us = 0, gpu_planned = 0, copy_us = 0, cpu_planned = cost.cpu_first_us;
+  for (const DeviceInterval& launch : step_.launches()) {
+    gpu_us += launch.end_us - launch.begin_us;
+    record("experts", Lane::gpu, launch);
+  }
+  int64_t whole_copies = 0;
+  double whole_us = 0;
+  for (const DeviceInterval& copy : step_.copies()) {
+    copy_us += copy.end_us - copy.begin_us;
+    record("expert copy", Lane::h2d, copy);
+    if (!copy.whole) continue;
+    ++whole_copies;
+    whole_us += copy.end_us - copy.begin_us;
+  }
+  record("result", Lane::d2h, step_.way_back());
+  const auto inter = static_cast<double>(step.kernels.shape().inter);
+  for (const int32_t expert : groups_.experts) {
+    const double share = step.plan.cpu_share[expert] / inter;
+    cpu_planned += share * cost.cpu_us(loads_[expert]);
+    gpu_planned += (1 - share) * cost.gpu_us(loads_[expert]);
+  }
+  cost = refresh(cost, policy::Resource::gpu, gpu_planned, gpu_us, kRefreshRate);
+  if (whole_copies > 0)
+    cost = refresh(cost, policy::Resource::copy, static_cast<double>(whole_copies) * cost.copy_us, whole_us,
+                   kRefreshRate);
+  if (step.plan.on_cpu) {
+    cost = refresh(cost, policy::Resource::cpu, cpu_planned, us_between(cpu_begin, cpu_end), kRefreshRate);
+    stats_.cpu_seconds += us_between(cpu_begin, cpu_end) / 1e6;
+  }
+  ++stats_.gpu_steps;
+  stats_.gpu_seconds += gpu_us / 1e6;
+  stats_.copy_seconds += copy_us / 1e6;
+  stats_.planned_seconds += step.plan.makespan_us / 1e6;
+  stats_.observed_seconds += step_.way_back().end_us / 1e6;
+  part.observer.on_groups(groups_);
+  part.observer.on_spans({}, step.tokens);
+}
+
+bool HybridForward::pump() {
+  if (!dead_.empty()) return false;
+  bool busy = false;
+  try {
+    context_->make_current();
+    caches_.for_each([&](GpuCache& cache) {
+      cache.pump();
+      busy |= !cache.dma().idle();
+    });
+  } catch (const GpuError& error) {
+    recover(error.what(), cuda::is_sticky(error.code));
+  }
+  return busy;
+}
+
+void HybridForward::recover(const std::string& cause, bool sticky) noexcept {
+  if (sticky && dead_.empty()) dead_ = cause;
+  step_.abandon();
+  caches_.for_each([](GpuCache& cache) { cache.reset(); });
+}
+
+HybridStats HybridForward::stats() const {
+  HybridStats s = stats_;
+  caches_.for_each([&](const GpuCache& cache) {
+    const CacheTable& table = cache.table();
+    s.slots += table.slots();
+    s.resident += table.count(SlotState::resident) + table.count(SlotState::in_use);
+    s.cache_bytes += table.slots() * cache.slot_bytes();
+  });
+  s.workspace_bytes = step_.device_bytes();
+  s.shrunk = caches_.times_shrunk();
+  s.cache = caches_.stats();
+  s.dma = caches_.dma_stats();
+  return s;
+}
+
+}  // namespace moerun

@@ -1,0 +1,128 @@
+// One layer of experts on CPU and GPU together, for one batch: observe -> plan -> submit -> join.
+//
+//   observe  groups the tokens by expert, and sees which experts are resident
+//   plan     the planner shares the experts between CPU and GPU; those that the GPU lacks get slots
+//   submit   x, lists and demanded experts go to the device; kernels are launched, each behind its copy
+//   join     the CPU runs its share meanwhile; its sums go to the device, are added there, and come back
+//
+// Called by the scheduler's thread, one batch at a time. The device is waited for once a batch, at its end.
+// Whatever the plan, the result is the same but for rounding.
+#pragma once
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cpu/moe_forward.h"
+#include "cuda/expert_kernels.h"
+#include "cuda/handles.h"
+#include "src/expert_store/host_blobs.h"
+#include "src/policy/split.h"
+#include "src/scheduler/device_step.h"
+#include "src/scheduler/gpu_caches.h"
+#include "src/scheduler/planner.h"
+#include "src/scheduler/prefetcher.h"
+#include "src/trace/trace.h"
+
+namespace moerun {
+
+struct HybridOptions {
+  policy::SplitMethod schedule = policy::SplitMethod::balanced;
+  policy::CachePolicy cache = policy::CachePolicy::mrs;
+  bool prefetch = true;
+  int64_t cache_bytes = 0;  // of device memory for slots
+};
+
+struct HybridLayer {
+  cpu::LayerView view;  // over the blobs
+  std::shared_ptr<HostBlobs> blobs;
+  int64_t top_k = 0;
+};
+
+struct HybridStats {
+  int64_t slots = 0, resident = 0, cache_bytes = 0, workspace_bytes = 0;
+  int64_t shrunk = 0;                // times that the cache gave memory back
+  int64_t steps = 0, gpu_steps = 0;  // batches of a layer; those with a share on the GPU
+  CacheStats cache;
+  DmaStats dma;
+  // Of steps with a share on the GPU: the makespan as planned and as it was, and how long each was busy.
+  double planned_seconds = 0, observed_seconds = 0;
+  double cpu_seconds = 0, gpu_seconds = 0, copy_seconds = 0;
+};
+
+class HybridForward {
+ public:
+  HybridForward(const HybridOptions& options, cuda::ContextPtr context, const cpu::KernelTable& kernels,
+                cpu::MoeForward& cpu, Trace& trace);
+  ~HybridForward();
+
+  // Layers are numbered from 0; the caches are made when the first batch runs after a layer was added.
+  void add_layer(const HybridLayer& layer);
+  // Throws InvalidArgument if the budget is too small for what the schedule must hold with such a layer.
+  void check_budget(int64_t experts, int64_t top_k, int64_t blob_bytes) const;
+  // For x of the kernels' type. A batch whose type has no kernels cannot run on the GPU.
+  void set_kernels(int layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
+
+  // Throws GpuError when a call to the driver fails: the cache is empty then, and the next batch starts
+  // anew. After an error from which the process cannot recover, every call throws with the first cause.
+  void run(int layer, const cpu::Batch& batch, cpu::Observer& observer);
+
+  // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
+  // rank. Throws as run does.
+  void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks);
+
+  // Goes on with prefetches between batches. Whether it wants to be called again soon.
+  bool pump();
+
+  HybridStats stats() const;
+  const cuda::ContextPtr& context() const { return context_; }
+
+ private:
+  struct Layer : HybridLayer {
+    std::array<std::shared_ptr<const cuda::ExpertKernels>, 3> kernels;  // by the type of x
+  };
+  // A part of a batch while it runs.
+  struct Part {
+    int layer;
+    cpu::Batch batch;
+    cpu::Observer& observer;
+  };
+
+  void check_alive() const;
+  const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
+  void run_part(Part part);
+  void observe(const Layer& layer, const cpu::Batch& batch);
+  void run_on_cpu(const Part& part);
+  void run_on_both(const Part& part, const StepInput& step);
+  void run_cpu_share(const Part& part, const StepInput& step);
+  void convert_rows(const void* from, DType from_type, int64_t from_stride, void* to, DType to_type,
+                    int64_t to_stride, int64_t tokens, int64_t columns) const;
+  void start_prefetches(int layer, double busy_us);
+  Prefetcher::Target target_of(int layer);
+  template <class Work>
+  void recovering(Work&& work);
+  void book(const Part& part, const StepInput& step, cpu::Clock::time_point cpu_begin,
+            cpu::Clock::time_point cpu_end);
+  void recover(const std::string& cause, bool sticky) noexcept;
+
+  const HybridOptions options_;
+  const cuda::ContextPtr context_;
+  const cpu::KernelTable& cpu_kernels_;
+  cpu::MoeForward& cpu_;
+  Trace& trace_;
+  std::vector<Layer> layers_;
+  GpuCaches caches_;
+  DeviceStep step_;
+  Planner planner_;
+  Prefetcher prefetcher_;
+  cpu::Groups groups_;
+  std::vector<int32_t> loads_;  // [E]
+  int last_layer_ = -1;         // that ran or runs
+  const cpu::Clock::time_point created_ = cpu::Clock::now();
+  std::string dead_;  // the first cause
+  HybridStats stats_;
+};
+
+}  // namespace moerun
