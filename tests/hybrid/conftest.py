@@ -7,22 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from fake_gpu import FakeGpu, build_fake_gpu
+from fake_driver import FakeDriver, build_fake_driver
 
 
 @pytest.fixture(scope="session")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def driver() -> Path:
     """The stand-in libcuda.so.1."""
-    return build_fake_gpu(tmp_path_factory.mktemp("fakecuda") / "libcuda.so.1")
+    return build_fake_driver()
 
 
 @pytest.fixture
-def gpu(fake_driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """The stand-in driver in this process: afterwards nothing may be left on it, and nothing have been
+def gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """The stand-in driver in this process. Afterwards nothing may be left on it, and nothing have been
     violated."""
-    monkeypatch.setenv("MOERUN_LIBCUDA", str(fake_driver))
+    monkeypatch.setenv("MOERUN_LIBCUDA", str(driver))
     monkeypatch.setenv("MOERUN_KERNELS", "described")
-    fake = FakeGpu(fake_driver)
+    fake = FakeDriver(driver)
     fake.reset()
     yield fake
     assert fake.violations() == []

@@ -10,7 +10,7 @@ import torch
 import expert_layers
 import moerun
 import oracle
-from fake_gpu import FakeGpu
+from fake_driver import FakeDriver
 
 SCHEDULES = ("cpu", "gpu", "ondemand", "static", "hybrimoe", "balanced")
 EXPERTS, HIDDEN, INTER, TOP_K = 8, 48, 40, 3
@@ -22,7 +22,7 @@ def engine_with(**options: Any) -> moerun.Engine:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cache", ["lru", "mrs"])
-def test_every_schedule_equals_the_oracle(gpu: FakeGpu, schedule: str, cache: str) -> None:
+def test_every_schedule_equals_the_oracle(gpu: FakeDriver, schedule: str, cache: str) -> None:
     experts = expert_layers.random_experts(EXPERTS, HIDDEN, INTER, seed=1)
     slots = EXPERTS if schedule == "gpu" else 4
     blob = expert_layers.blob_bytes(experts)
