@@ -46,7 +46,6 @@ struct DriverFunction<Result(Parameters...)> {
   X(MemFreeHost, cuMemFreeHost, Result(void*))                                                   \
   X(MemHostRegister, cuMemHostRegister_v2, Result(void*, size_t, unsigned))                      \
   X(MemHostUnregister, cuMemHostUnregister, Result(void*))                                       \
-  X(PointerGetAttribute, cuPointerGetAttribute, Result(void*, int, DevicePtr))                   \
   X(StreamCreate, cuStreamCreateWithPriority, Result(StreamHandle*, unsigned, int))              \
   X(StreamDestroy, cuStreamDestroy_v2, Result(StreamHandle))                                     \
   X(StreamSynchronize, cuStreamSynchronize, Result(StreamHandle))                                \

@@ -68,11 +68,6 @@ constexpr int kReadOnlyHostRegisterSupported = 113;
 // CUfunction_attribute
 constexpr int kMaxDynamicSharedBytes = 8;
 
-// CUpointer_attribute, CUmemorytype
-constexpr int kPointerMemoryType = 2;
-constexpr unsigned kMemoryTypeHost = 1;
-constexpr unsigned kMemoryTypeDevice = 2;
-
 // Flags
 constexpr unsigned kStreamNonBlocking = 1;
 constexpr unsigned kEventBlockingSync = 1;

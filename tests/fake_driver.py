@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from native_programs import REPOSITORY, build
+from native_programs import REPOSITORY, all_in_one, build
 
 OWN_SOURCES = sorted(str(p.relative_to(REPOSITORY)) for p in (REPOSITORY / "tests/fakecuda").rglob("*.cc"))
 SOURCES = [*OWN_SOURCES, "cuda/driver_error.cc", "src/expert_store/blob_layout.cc"]
@@ -16,7 +16,17 @@ FLAGS = ["-fvisibility=hidden", "-ftls-model=initial-exec"]
 
 def build_fake_driver(flags: Sequence[str] = ()) -> Path:
     """The library; point MOERUN_LIBCUDA at it."""
-    return build(dict.fromkeys(SOURCES, FLAGS), "libcuda.so.1", flags, ["-shared"])
+    return build({all_in_one(SOURCES, "fakecuda"): FLAGS}, "libcuda.so.1", flags, ["-shared"])
+
+
+def fake_driver_without(function: str, folder: Path) -> Path:
+    """A copy of the library in ``folder`` that exports ``function`` under another name."""
+    name, other = (f"\0{prefix}{function[2:]}\0".encode() for prefix in ("cu", "no"))
+    library = build_fake_driver().read_bytes()
+    assert name in library
+    copy = folder / "libcuda.so.1"
+    copy.write_bytes(library.replace(name, other))
+    return copy
 
 
 class FakeDriver:

@@ -63,6 +63,14 @@ def build(
     return folder / name
 
 
+def all_in_one(sources: Sequence[str], name: str) -> str:
+    """A source that includes all others: the standard library's headers are then compiled once."""
+    path = REPOSITORY / "build/tests" / f"{name}.cc"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f'#include "{source}"\n' for source in sources))
+    return str(path)
+
+
 def without_address_randomisation() -> None:
     """For the child, before it starts: ThreadSanitizer needs address ranges that it may find taken."""
     addr_no_randomize = 0x0040000

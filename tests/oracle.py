@@ -21,8 +21,12 @@ Next to every number the oracle carries a bound on the error that the number for
   at most ACTIVATION_ROUNDINGS roundings relative to |g| (relu2: to g^2): exp within 2 ulp = 4 u, an
   argument of three roundings (|t sigmoid'(t)| < 1/4 keeps their relative effect below 1), one addition, one
   division, up to three products, erf or tanh within 1 ulp.
-* Where the kernels keep activations in bf16 (x and weights in bf16 on instruction sets with bf16 dot
-  products), h is rounded to bf16, and numbers below bf16's smallest normal 2^-126 count as zero there.
+* Where the kernels keep activations in a narrower type (`Narrow`: bf16 where x and weights are, on
+  instruction sets with bf16 dot products; x's type on GPUs), h is rounded to it. Numbers below bf16's
+  smallest normal 2^-126 count as zero there; fp16's subnormals are off by less than one of them.
+* GPU kernels round some weights when they scale them: every product is off by the roundoff of that type, and
+  in fp16 by half its smallest subnormal times |x|.
+* Sums of products of codes that are scaled group by group have two roundings more per group.
 * The output is rounded once to its type.
 """
 
@@ -71,6 +75,18 @@ class Experts:
     @property
     def dtype(self) -> torch.dtype:
         return self.gate.dtype
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """Where an engine keeps fewer digits than fp32 has."""
+
+    activations: torch.dtype = torch.float32  # of h
+    weights: torch.dtype = torch.float32  # of weights after they were scaled
+    group: int = 0  # sums over as many columns are scaled, one after the other
+
+
+FP32 = Narrow()
 
 
 @dataclass(frozen=True)
@@ -150,9 +166,16 @@ def activate(kind: str, g: torch.Tensor, alpha: float, limit: float) -> torch.Te
     raise ValueError(kind)
 
 
-def one_expert(
-    experts: Experts, e: int, x: torch.Tensor, bf16_activations: bool
-) -> tuple[torch.Tensor, Error]:
+def of_rounded_weights(w: torch.Tensor, x: torch.Tensor, to: torch.dtype) -> Error:
+    """The error of x @ w.T when the weights are rounded to a narrow type: an independent one per product."""
+    if to == torch.float32:
+        return Error.at_most(torch.zeros(len(x), len(w), dtype=torch.float64))
+    relative, absolute = UNIT_ROUNDOFF[to], SMALLEST_SUBNORMAL[to] / 2
+    each = x.abs(), relative * w.abs() + absolute
+    return Error(each[0] @ each[1].T, (each[0] ** 2 @ (each[1] ** 2).T).sqrt())
+
+
+def one_expert(experts: Experts, e: int, x: torch.Tensor, narrow: Narrow) -> tuple[torch.Tensor, Error]:
     """down(act(gate(x)) * up(x)) of tokens x [tokens, H] in float64, and its error: both [tokens, H]."""
 
     def linear(
@@ -161,10 +184,13 @@ def one_expert(
         w = weight.double()
         bias = torch.zeros(len(w)).double() if biases is None else biases[e].double()
         value, magnitude = of @ w.T + bias, of.abs() @ w.abs().T + bias.abs()
+        columns = w.shape[1]
+        terms = columns + 1 + (2 * -(-columns // narrow.group) if narrow.group else 0)
+        rounded = of_rounded_weights(w, of, narrow.weights)
         if error is None:
-            return value, of_sums(w.shape[1] + 1, magnitude)
-        carried = error.through(w)
-        return value, carried + of_sums(w.shape[1] + 1, magnitude + carried.worst)
+            return value, rounded + of_sums(terms, magnitude + rounded.worst)
+        carried = error.through(w) + rounded
+        return value, carried + of_sums(terms, magnitude + carried.worst)
 
     g, g_error = linear(experts.gate[e], experts.gate_bias, x, None)
     u, u_error = linear(experts.up[e], experts.up_bias, x, None)
@@ -181,8 +207,11 @@ def one_expert(
         u_error = u_error + Error.at_most(U * u.abs())
     h = a * u
     h_error = a_error.times(u) + u_error.times(a) + Error.at_most(a_error.bound * u_error.bound)
-    roundings = 2 * U + (UNIT_ROUNDOFF[torch.bfloat16] if bf16_activations else 0)
-    h_error = h_error + Error.at_most(roundings * (h.abs() + h_error.bound) + 2 * TINY)
+    roundings, lost = 2 * U, 2 * TINY
+    if narrow.activations != torch.float32:
+        roundings += UNIT_ROUNDOFF[narrow.activations]
+        lost += SMALLEST_SUBNORMAL[narrow.activations]
+    h_error = h_error + Error.at_most(roundings * (h.abs() + h_error.bound) + lost)
     return linear(experts.down[e], experts.down_bias, h, h_error)
 
 
@@ -192,15 +221,18 @@ def layer(
     ids: torch.Tensor,
     weights: torch.Tensor,
     bf16_activations: bool = False,
+    narrow: Narrow | None = None,
 ) -> Expected:
     """The weighted sum of each token's experts. Ids out of range are skipped, duplicates count as often as
     they occur.
 
     `bf16_activations`: the instruction set has bf16 dot products. They are used where x and the experts are
-    bf16.
+    bf16. `narrow` says it instead, whatever the types are.
     """
     tokens, hidden = x.shape
-    in_bf16 = bf16_activations and x.dtype == experts.dtype == torch.bfloat16
+    if narrow is None:
+        in_bf16 = bf16_activations and x.dtype == experts.dtype == torch.bfloat16
+        narrow = Narrow(activations=torch.bfloat16) if in_bf16 else FP32
     value = torch.zeros(tokens, hidden, dtype=torch.float64)
     magnitude, total = torch.zeros_like(value), Error(torch.zeros_like(value), torch.zeros_like(value))
     for e in range(experts.num_experts):
@@ -211,7 +243,7 @@ def layer(
         # An expert that occurs twice in a row errs the same way twice: its weights add up.
         w = (weights.double() * chosen)[rows].sum(1, keepdim=True)
         absolute = (weights.double().abs() * chosen)[rows].sum(1, keepdim=True)
-        of_expert, error = one_expert(experts, e, x[rows].double(), in_bf16)
+        of_expert, error = one_expert(experts, e, x[rows].double(), narrow)
         value[rows] += w * of_expert
         magnitude[rows] += absolute * (of_expert.abs() + error.bound)
         error = error.times(absolute)

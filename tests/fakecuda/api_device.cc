@@ -69,7 +69,7 @@ FAKECUDA_API Result cuInit(unsigned) {
   State& state = State::get();
   if (state.contexts() == 0) state.options = read_options();
   FAKECUDA_ENTER(Init);
-  return state.options.devices > 0 ? kSuccess : kNoDevice;
+  return state.options.init_result;
 }
 
 FAKECUDA_API Result cuDriverGetVersion(int* version) {

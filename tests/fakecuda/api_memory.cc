@@ -160,15 +160,6 @@ FAKECUDA_API Result cuMemHostUnregister(void* data) {
   });
 }
 
-FAKECUDA_API Result cuPointerGetAttribute(void* value, int which, DevicePtr address) {
-  FAKECUDA_ENTER_IN_CONTEXT(PointerGetAttribute);
-  const State& state = State::get();
-  if (which != kPointerMemoryType) return kInvalidValue;
-  if (state.bytes_at(address, 1) == nullptr) return kInvalidValue;  // the driver does not know it
-  *static_cast<unsigned*>(value) = state.device.owns(address) ? kMemoryTypeDevice : kMemoryTypeHost;
-  return kSuccess;
-}
-
 FAKECUDA_API Result cuMemcpyHtoDAsync_v2(DevicePtr to, const void* from, size_t bytes, StreamHandle handle) {
   FAKECUDA_ENTER_IN_CONTEXT(MemcpyHtoDAsync);
   State& state = State::get();

@@ -9,6 +9,7 @@
 // Environment, read at the start, by fakecuda_reset, and (but for FAKECUDA_FAIL) by cuInit where no context
 // is:
 //   FAKECUDA_DEVICES            number of devices (1)
+//   FAKECUDA_INIT               what cuInit returns (0, or "no device" if there is none)
 //   FAKECUDA_DRIVER_VERSION     1000 * major + 10 * minor (12080)
 //   FAKECUDA_COMPUTE            compute capability, 10 * major + minor (90)
 //   FAKECUDA_MEMORY             bytes of device memory (1 GiB)

@@ -20,6 +20,8 @@ int64_t number(const char* name, int64_t otherwise) {
 Options read_options() {
   Options o;
   o.devices = static_cast<int>(number("FAKECUDA_DEVICES", o.devices));
+  constexpr int kNoDevice = 100;
+  o.init_result = static_cast<int>(number("FAKECUDA_INIT", o.devices > 0 ? 0 : kNoDevice));
   o.driver_version = static_cast<int>(number("FAKECUDA_DRIVER_VERSION", o.driver_version));
   o.compute = static_cast<int>(number("FAKECUDA_COMPUTE", o.compute));
   o.image_compute = static_cast<int>(number("FAKECUDA_IMAGE_COMPUTE", o.compute));

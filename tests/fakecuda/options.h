@@ -7,6 +7,7 @@ namespace fakecuda {
 
 struct Options {
   int devices = 1;
+  int init_result = 0;  // of cuInit
   int driver_version = 12080;
   int compute = 90;
   int image_compute = 90;

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from blob_oracle import FORMATS, Layout
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blob_oracle import FORMATS, Layout
 from moerun import _core
 
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([40, 72, 128, 768, 2048, 2880]))

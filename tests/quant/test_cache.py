@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blob_oracle import Layout
-from quantised import bytes_of
 
+from blob_oracle import Layout
 from moerun import Checkpoint, Engine, ExpertBlobs, LayerSpec
 from moerun.quant import cache_folder, cache_size, load_quantised
 from moerun.quant.cache import cached_blobs
+from quantised import bytes_of
 from random_checkpoints import save_random_checkpoint
 
 SPEC = LayerSpec(num_experts=5, hidden_size=72, intermediate_size=40, top_k=2)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from blob_oracle import QUANTISED, Layout
 from test_reference_kernels import batch, random_blob, silu_layer
 
+from blob_oracle import QUANTISED, Layout
 from moerun import Engine, _core
 
 EXPERTS = 3

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from blob_oracle import Layout
 from packed_checkpoints import (
     AWQ_CONFIG,
     FP8_CONFIG,
@@ -22,10 +21,11 @@ from packed_checkpoints import (
     save_mxfp4,
     save_packed,
 )
-from quantised import bytes_of
 from safetensors.torch import load_file, save_file
 
+from blob_oracle import Layout
 from moerun import Checkpoint, CheckpointError, Engine, ExpertBlobs
+from quantised import bytes_of
 from random_checkpoints import save_random_checkpoint
 
 

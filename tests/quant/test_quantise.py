@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import ml_formats
 import numpy as np
 import pytest
-from blob_oracle import FORMATS, QUANTISED
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
-from quantised import memory_of, quantise, quantise_matrix
 
+import ml_formats
+from blob_oracle import FORMATS, QUANTISED
 from moerun import Engine, LayerSpec
+from quantised import memory_of, quantise, quantise_matrix
 
 # Rows shorter than a group, no multiple of one, several of them.
 WIDTHS = (1, 31, 40, 72, 128, 200, 300)

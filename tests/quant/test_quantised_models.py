@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blob_oracle import QUANTISED, Layout
 from packed_checkpoints import (
     FP8_CONFIG,
     block_fp8,
@@ -17,13 +16,14 @@ from packed_checkpoints import (
     save_mxfp4,
     save_packed,
 )
-from quantised import bytes_of
 from safetensors.torch import load_file, save_file
 
 import moerun
+from blob_oracle import QUANTISED, Layout
 from expert_layers import random_experts
 from moerun import Checkpoint, Engine, LayerSpec
 from moerun.cli import main
+from quantised import bytes_of
 from random_checkpoints import save_random_checkpoint
 
 DEMO = Path(__file__).parents[2] / "examples" / "pycode-moe"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from blob_oracle import QUANTISED, Layout
 
+from blob_oracle import QUANTISED, Layout
 from moerun import Engine, _core
 
 EXPERTS = 3

@@ -43,9 +43,9 @@ def layer_kernels(shape: KernelShape, architecture: int, workers: int | None = N
     keys = [cache.key_of(job, version) for job in jobs]
     found = {key: binary for key in keys if (binary := cache.load(key)) is not None}
     missing = {key: job for key, job in zip(keys, jobs, strict=True) if key not in found}
-    for key, binary in zip(missing, _compile(list(missing.values()), workers), strict=True):
-        cache.save(key, binary)
-        found[key] = binary
+    compiled = dict(zip(missing, _compile(list(missing.values()), workers), strict=True))
+    cache.save(compiled)
+    found |= compiled
     return _assemble(shape, architecture, jobs, [found[key] for key in keys])
 
 

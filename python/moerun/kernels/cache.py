@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def load(key: str) -> Binary | None:
     path = folder / key
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         logger.warning("%s: cannot be read, compiling again: %s", path, error)
@@ -53,21 +54,26 @@ def load(key: str) -> Binary | None:
     )
 
 
-def save(key: str, binary: Binary) -> None:
-    """Keeps a kernel. A folder that cannot be written costs compiling at each start; a warning says so."""
+def save(binaries: Mapping[str, Binary]) -> None:
+    """Keeps kernels by key. Where that cannot be, they are compiled at each start; a warning says so."""
     folder = cache_files.cache_folder("kernels")
     if folder is None:
         return
+    try:
+        for key, binary in binaries.items():
+            cache_files.write_whole(folder / key, _content(binary))
+    except OSError as error:
+        logger.warning("%s: cannot keep GPU kernels here, they are compiled on each start: %s", folder, error)
+
+
+def _content(binary: Binary) -> bytes:
     described = {
         "tile": asdict(binary.tile),
         "shared_bytes": binary.shared_bytes,
         "scratch_parameters": binary.scratch_parameters,
     }
     body = json.dumps(described).encode() + b"\n" + binary.cubin
-    try:
-        cache_files.write_whole(folder / key, body + hashlib.sha256(body).digest())
-    except OSError as error:
-        logger.warning("%s: cannot keep GPU kernels here, they are compiled on each start: %s", folder, error)
+    return body + hashlib.sha256(body).digest()
 
 
 def _source_hash() -> str:

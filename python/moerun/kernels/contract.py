@@ -41,7 +41,8 @@ tiles        int32 [tiles][TILE_FIELDS], 4-byte aligned (a launch may begin at a
                pairs        0 .. tile_tokens; a tile with 0 does nothing (padding of a captured grid)
                inter_begin  the part of the intermediate dimension that the GPU computes: a multiple of
                inter_end    INTER_STEP, or I at the end. gate_up writes h only there, down sums only there and
-                            adds the bias if inter_begin == 0, so parts add up to the whole
+                            adds the bias if inter_begin == 0, so parts add up to the whole. A part that
+                            is empty must have no tile
                first_row    of y: pair first_pair + i has rows first_row + i * split .. + split - 1 (of down)
 pair_token   int32 [P]: the pair's token, a row of x
 pair_weight  fp32 [P]: the pair's routing weight

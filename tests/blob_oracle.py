@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ml_formats
 import numpy as np
+
+import ml_formats
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import ctypes
 from dataclasses import dataclass
 
 import numpy as np
-from blob_oracle import Layout
 
+from blob_oracle import Layout
 from moerun import ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.quant import quantise_layer
 

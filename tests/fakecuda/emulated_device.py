@@ -1,0 +1,73 @@
+"""Runs kernels on the stand-in driver, through its C functions: upload, launch, download."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+
+POINTER, STREAM = ctypes.c_uint64, ctypes.c_void_p
+
+
+class EmulatedDevice:
+    """Device 0 of the library, with one stream; everything is given back by close()."""
+
+    def __init__(self, library: Path) -> None:
+        self._c = ctypes.CDLL(str(library))
+        self._memory: list[int] = []
+        self._modules: list[ctypes.c_void_p] = []
+        self._call("cuInit", ctypes.c_uint(0))
+        context = ctypes.c_void_p()
+        self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
+        self._call("cuCtxSetCurrent", context)
+        self._stream = ctypes.c_void_p()
+        self._call("cuStreamCreateWithPriority", ctypes.byref(self._stream), ctypes.c_uint(1), 0)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        code = getattr(self._c, name)(*arguments)
+        if code != 0:
+            raise RuntimeError(f"{name} returned {code}")
+
+    def allocate(self, size: int) -> int:
+        """Bytes of device memory, all 0xFF."""
+        address = POINTER()
+        self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
+        self._memory.append(address.value)
+        return address.value
+
+    def upload(self, array: np.ndarray) -> int:
+        array = np.ascontiguousarray(array)
+        address = self.allocate(max(1, array.nbytes))
+        size = ctypes.c_size_t(array.nbytes)
+        self._call(
+            "cuMemcpyHtoDAsync_v2", POINTER(address), ctypes.c_void_p(array.ctypes.data), size, self._stream
+        )
+        return address
+
+    def download(self, address: int, size: int) -> bytes:
+        buffer = ctypes.create_string_buffer(size)
+        self._call("cuMemcpyDtoHAsync_v2", buffer, POINTER(address), ctypes.c_size_t(size), self._stream)
+        return buffer.raw
+
+    def launch(self, image: bytes, function: str, grid: tuple[int, int, int], *values: int) -> None:
+        """Addresses are passed as 8 bytes, what is below 2^31 and no address (a flag) as 4."""
+        module, kernel = ctypes.c_void_p(), ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(module), ctypes.c_char_p(image))
+        self._modules.append(module)
+        self._call("cuModuleGetFunction", ctypes.byref(kernel), module, ctypes.c_char_p(function.encode()))
+        parameters = [ctypes.c_uint64(value) for value in values]  # little-endian: 4 bytes of it are the int
+        pointers = (ctypes.c_void_p * len(parameters))(*(ctypes.addressof(p) for p in parameters))
+        block, shared = (128, 1, 1), 0
+        sizes = [ctypes.c_uint(n) for n in (*grid, *block, shared)]
+        self._call("cuLaunchKernel", kernel, *sizes, self._stream, pointers, None)
+
+    def close(self) -> None:
+        self._call("cuStreamSynchronize", self._stream)
+        self._call("cuStreamDestroy_v2", self._stream)
+        for module in self._modules:
+            self._call("cuModuleUnload", module)
+        for address in self._memory:
+            self._call("cuMemFree_v2", POINTER(address))
+        self._call("cuCtxSetCurrent", None)
+        self._call("cuDevicePrimaryCtxRelease_v2", 0)
