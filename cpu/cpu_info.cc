@@ -139,11 +139,7 @@ const CpuInfo& cpu_info() {
 }
 
 Blocking blocking(const CpuInfo& info, int64_t activation_bytes) {
-  const int64_t k = info.l2_bytes / 64 / (kPanelRowsMax * activation_bytes) / 64 * 64;
-  Blocking b;
-  b.k_block = std::clamp<int64_t>(k, 256, 1024);
-  b.token_block = std::clamp<int64_t>(info.l2_bytes / 4 / (b.k_block * activation_bytes), 48, 384);
-  return b;
+  return {.panel_bytes = info.l2_bytes / 8 * 5, .element_bytes = activation_bytes};
 }
 
 }  // namespace moerun::cpu

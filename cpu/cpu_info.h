@@ -25,8 +25,7 @@ struct CpuInfo {
 
 const CpuInfo& cpu_info();
 
-// Panel of K in 1/64 of L2 (it shares L1 with the activations), the activations of a token block in 1/4 of
-// L2.
+// The packed activations of a token block take up to 5/8 of L2, from which every tile reads them again.
 Blocking blocking(const CpuInfo& info, int64_t activation_bytes);
 
 }  // namespace moerun::cpu

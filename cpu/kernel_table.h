@@ -10,20 +10,38 @@
 
 namespace moerun::cpu {
 
-// Block sizes that depend on the machine's caches (see blocking() in cpu_info.h).
+// How many tokens are multiplied at a time, which depends on the machine's caches (see blocking() in
+// cpu_info.h).
 struct Blocking {
-  int64_t k_block = 512;      // elements of K packed at a time; a multiple of 64
-  int64_t token_block = 192;  // tokens that share one packed panel
+  int64_t panel_bytes = 256 << 10;  // that the packed activations of a block may take
+  int64_t element_bytes = 4;        // of activations
 };
 
-// Memory of one thread, at least scratch_bytes(blocking) long and 64-byte aligned.
+constexpr int64_t kMostLanes = 16;  // tokens in a vector of any instruction set
+constexpr int64_t kLeastTokenBlock = 64, kMostTokenBlock = 192;
+
+constexpr int64_t padded_k(int64_t k) {
+  return (k + 63) / 64 * 64;
+}
+
+// `tokens` tokens are multiplied in blocks of as even a size as whole vectors allow.
+constexpr int64_t token_block(const Blocking& b, int64_t k, int64_t tokens) {
+  const int64_t fitting = b.panel_bytes / (padded_k(k) * b.element_bytes);
+  const int64_t most = fitting < kLeastTokenBlock  ? kLeastTokenBlock
+                       : fitting > kMostTokenBlock ? kMostTokenBlock
+                                                   : fitting / kMostLanes * kMostLanes;
+  const int64_t blocks = (tokens + most - 1) / most;
+  return blocks ? ((tokens + blocks - 1) / blocks + kMostLanes - 1) / kMostLanes * kMostLanes : kMostLanes;
+}
+
+// Memory of one thread, at least scratch_bytes long and 64-byte aligned.
 struct Scratch {
   void* data = nullptr;
 };
 
 // Phase 1 of a layer, for rows [begin, end) of one expert:
 //   h[i, n] = act(gate[n] . x[rows[i]] + gate_bias[n]) * (up[n] . x[rows[i]] + up_bias[n])
-// The call that reaches end == inter also zeroes h[i, inter .. h_stride).
+// The form of h is the kernels' own affair; gate_up and down of one ExpertKernels agree on it.
 struct GateUpArgs {
   const ExpertView* expert;
   int64_t hidden, inter;  // K and N
@@ -32,7 +50,7 @@ struct GateUpArgs {
   int64_t x_stride;       // elements
   const int32_t* rows;    // [count] row of x of each pair
   int64_t count;
-  void* h;  // [count, h_stride] activation type
+  void* h;  // memory for [count rounded up to kMostLanes, h_stride] of activation type
   int64_t h_stride;
   ActivationSpec activation;
   Blocking blocking;
@@ -45,7 +63,7 @@ struct DownArgs {
   const ExpertView* expert;
   int64_t hidden, inter;  // N and K
   int64_t begin, end;     // rows of down = columns of y
-  const void* h;          // [count, h_stride] activation type; zero in [inter, h_stride)
+  const void* h;          // what gate_up left
   int64_t h_stride;
   const int32_t* rows;   // [count] row of y of each pair
   const float* weights;  // [count] routing weights
@@ -111,10 +129,17 @@ const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512_bf16_kernels();
 
-// Enough for a panel of at most 32 rows in fp32 and its results.
-constexpr int64_t kPanelRowsMax = 32;
-constexpr int64_t scratch_bytes(const Blocking& b) {
-  return kPanelRowsMax * (b.k_block + b.token_block) * int64_t{sizeof(float)};
+// The three parts of Scratch (see Workspace in cpu/kernels/expert_inl.h), for rows of at most k elements.
+constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
+  const int64_t least = kLeastTokenBlock * padded_k(k) * b.element_bytes;
+  return least > b.panel_bytes ? least : (b.panel_bytes + 63) / 64 * 64;
+}
+constexpr int64_t stage_bytes(const Blocking& b, int64_t k) {
+  return 24 * (padded_k(k) * b.element_bytes + 64);  // kGroupRows rows
+}
+constexpr int64_t kSumsBytes = 2 * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
+constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
+  return panel_bytes(b, k) + stage_bytes(b, k) + kSumsBytes;
 }
 
 }  // namespace moerun::cpu

@@ -22,7 +22,7 @@ void LinearForward::run(const LinearView& layer, const LinearBatch& batch) {
   const Blocking blocks = blocking(cpu_info(), size_of(active));
   const Activations x =
       place_activations(batch.x, batch.x_type, batch.x_stride, batch.tokens, layer.inputs, active, x_);
-  for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
+  for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks, layer.inputs));
   const int64_t row_bytes = layer.inputs * size_of(layer.weights_type);
   const int64_t rows = rows_per_item(layer.outputs, 1, row_bytes, team_.size());
   const int64_t items = (layer.outputs + rows - 1) / rows;

@@ -65,9 +65,11 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   const Activations x =
       place_activations(given, batch.x_type, batch.x_stride, count, layer.hidden, active_type, x_);
   const int64_t h_stride = spread(layer.inter, active_bytes), y_stride = round_up(layer.hidden, kPad);
-  void* h = h_.at_least(groups_.pairs() * h_stride * active_bytes);
+  // Every expert's pairs begin where whole vectors of all before would end.
+  const auto h_row = [&](int64_t a) { return groups_.offsets[a] + a * (kMostLanes - 1); };
+  void* h = h_.at_least((groups_.pairs() + groups_.active() * (kMostLanes - 1)) * h_stride * active_bytes);
   auto* y = static_cast<float*>(y_.at_least(count * y_stride * sizeof(float)));
-  for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks));
+  for (Buffer& b : scratch_) b.at_least(scratch_bytes(blocks, std::max(layer.hidden, layer.inter)));
 
   const int64_t hidden_bytes = bytes_of(layer.format, layer.hidden),
                 inter_bytes = bytes_of(layer.format, layer.inter);
@@ -97,7 +99,7 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
         .x_stride = x.stride,
         .rows = &groups_.rows[pair],
         .count = groups_.offsets[a + 1] - pair,
-        .h = offset(h, pair * h_stride, active_type),
+        .h = offset(h, h_row(a) * h_stride, active_type),
         .h_stride = h_stride,
         .activation = layer.activation,
         .blocking = blocks,
@@ -118,7 +120,7 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
           .inter = layer.share_of(groups_.experts[a]),
           .begin = begin,
           .end = end,
-          .h = offset(h, pair * h_stride, active_type),
+          .h = offset(h, h_row(a) * h_stride, active_type),
           .h_stride = h_stride,
           .rows = &groups_.rows[pair],
           .weights = &groups_.weights[pair],

@@ -17,7 +17,7 @@ namespace moerun::cpu {
 // than kItemsPerThread, so that activations are reused while nobody waits long at the end; whole panels of
 // any instruction set.
 inline int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
-  constexpr int64_t kItemBytes = 256 << 10, kItemsPerThread = 32, kRowsMultiple = 32;
+  constexpr int64_t kItemBytes = 256 << 10, kItemsPerThread = 8, kRowsMultiple = 96;
   const int64_t by_bytes = kItemBytes / std::max<int64_t>(bytes_per_row, 1),
                 by_count = rows * copies / (kItemsPerThread * threads);
   const int64_t wanted = std::min(std::max<int64_t>({by_bytes, by_count, 1}), rows);

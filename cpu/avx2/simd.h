@@ -14,7 +14,9 @@ struct Simd {
   using F = __m256;
   using I = __m256i;
   static constexpr int lanes = 8;
-  static constexpr int tile_tokens = 6;  // 6 x 2 accumulators leave 4 of the 16 registers for operands
+  // Rows of a tile of 1, 2, ... vectors: at most 12 accumulators of the 16 registers.
+  static constexpr int tile_vectors = 3;
+  static constexpr int tile_rows[tile_vectors] = {8, 6, 4};
 
   static F zero() { return _mm256_setzero_ps(); }
   static F set1(float v) { return _mm256_set1_ps(v); }

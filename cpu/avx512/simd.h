@@ -14,7 +14,9 @@ struct Simd {
   using F = __m512;
   using I = __m512i;
   static constexpr int lanes = 16;
-  static constexpr int tile_tokens = 12;  // 12 x 2 accumulators leave 8 of the 32 registers for operands
+  // Rows of a tile of 1, 2, ... vectors: at most 24 accumulators, which leaves 8 registers for operands.
+  static constexpr int tile_vectors = 4;
+  static constexpr int tile_rows[tile_vectors] = {8, 8, 8, 6};
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float v) { return _mm512_set1_ps(v); }
@@ -113,17 +115,21 @@ struct Simd {
     }
   }
 
- private:
-  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
-  static F widen_bf16(__m256i v) { return from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
-  // Rounds to nearest even; a NaN stays a NaN.
-  static __m256i narrow_bf16(F v) {
+  // To the nearest bf16, to even, still as fp32; a NaN stays a NaN.
+  static F rounded_to_bf16(F v) {
     const I b = bits(v);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(b, 16), _mm512_set1_epi32(1));
     const I rounded = _mm512_add_epi32(_mm512_add_epi32(b, _mm512_set1_epi32(0x7fff)), odd);
     const I quiet = _mm512_or_si512(b, _mm512_set1_epi32(0x400000));
     const I chosen = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), quiet);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+    return from_bits(_mm512_and_si512(chosen, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+  }
+
+ private:
+  static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+  static F widen_bf16(__m256i v) { return from_bits(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16)); }
+  static __m256i narrow_bf16(F v) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits(rounded_to_bf16(v)), 16));
   }
 };
 

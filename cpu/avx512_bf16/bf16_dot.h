@@ -14,7 +14,7 @@ namespace {
 
 struct Bf16Dot {
   using X = uint16_t;
-  using Vec = Simd::F;  // 32 bf16, or 16 pairs of a panel
+  using Vec = Simd::F;  // 32 bf16, or words of 16 tokens
   using Acc = Simd::F;
   using Row = const char*;
   static constexpr bool scaled = false;
@@ -23,6 +23,7 @@ struct Bf16Dot {
   static constexpr int step = 32;
   static constexpr int64_t step_bytes = 64;
   static constexpr int group = 2;
+  static constexpr bool in_place = true;
 
   static int64_t row_bytes(const MatrixView& m) { return m.row_stride * 2; }
   static Row row(const MatrixView& m, int64_t n) { return element<DType::bf16>(m, n, 0); }
@@ -32,16 +33,20 @@ struct Bf16Dot {
     return Simd::from_bits(_mm512_maskz_loadu_epi16((uint32_t{1} << n) - 1, address(r, k)));
   }
   static Vec activations(const X* x) { return _mm512_loadu_ps(x); }
-  static Vec broadcast(const X* x) {
+  static Vec broadcast(const void* word) {
     float pair;
-    std::memcpy(&pair, x, sizeof(pair));
+    std::memcpy(&pair, word, sizeof(pair));
     return _mm512_set1_ps(pair);
   }
+  static void store(X* to, Vec v) { _mm512_storeu_ps(to, v); }
   static Acc multiply_add(Vec a, Vec b, Acc c) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
-  static Vec join_columns(Simd::F k0, Simd::F k1) {  // both are bf16 widened to fp32
+  static Vec join(Simd::F k0, Simd::F k1) {  // both are bf16 widened to fp32
     return Simd::from_bits(Simd::bit_or(Simd::shift_right_16(Simd::bits(k0)), Simd::bits(k1)));
+  }
+  static Vec join_rounded(Simd::F k0, Simd::F k1) {
+    return join(Simd::rounded_to_bf16(k0), Simd::rounded_to_bf16(k1));
   }
 };
 

@@ -39,6 +39,7 @@ struct CodedDot {
   static constexpr int step = 32;
   static constexpr int64_t step_bytes = step * format.bits / 8;
   static constexpr int group = 2;
+  static constexpr bool in_place = false;
 
   static int64_t row_bytes(const MatrixView& m) { return m.row_stride * format.bits / 8; }
   static Row row(const MatrixView& m, int64_t n) {
@@ -49,7 +50,9 @@ struct CodedDot {
   }
   static const char* address(const Row& r, int64_t k) { return r.codes + k * format.bits / 8; }
   static Vec activations(const X* x) { return Bf16Dot::activations(x); }
-  static Vec broadcast(const X* x) { return Bf16Dot::broadcast(x); }
+  static Vec broadcast(const void* word) { return Bf16Dot::broadcast(word); }
+  static void store(X* to, Vec v) { Bf16Dot::store(to, v); }
+  static Vec join_rounded(Simd::F k0, Simd::F k1) { return Bf16Dot::join_rounded(k0, k1); }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Bf16Dot::multiply_add(a, b, c); }
 
   // 32 codes as bf16, before scaling
@@ -76,7 +79,7 @@ struct CodedDot {
     return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(exponent ? exponent << 23 : 0x400000)));
   }
 
-  // 32 weights, scaled and rounded to bf16: what a panel holds
+  // 32 weights, scaled and rounded to bf16: what is staged for tiles
   static Vec weights(const Row& r, int64_t k) {
     const __m512i c = _mm512_castps_si512(codes(r, k));
     const Simd::F s = scale(r, k);

@@ -1,49 +1,66 @@
 // The two phases of one expert, for a range of rows: what GateUpArgs and DownArgs describe. Included after a
 // Simd.
 //
-// Both phases compute sums for a block of rows by one of two kernels, chosen by the expert's own number of
-// tokens, into the thread's scratch, and then finish them: activation, or routing weight and accumulation.
-// One thread each; whoever calls them splits the rows among threads.
+// An expert's tokens go in vectors (tile_inl.h), and a small rest of them row by row (rows_inl.h). Both
+// compute sums for a run of rows into the thread's scratch, and then finish them: activation, or routing
+// weight and accumulation. h is packed for tokens in vectors, [vector][word of K][token][group], and has rows
+// for the others; both take the same space. One thread each; whoever calls them splits the rows among
+// threads.
 #pragma once
 #include <cstdint>
 
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/activation_inl.h"
-#include "cpu/kernels/panel_inl.h"
+#include "cpu/kernels/pack_inl.h"
 #include "cpu/kernels/rows_inl.h"
+#include "cpu/kernels/stage_inl.h"
+#include "cpu/kernels/tile_inl.h"
 
 namespace moerun::cpu {
 namespace {
 
-// Most tokens for which reading rows directly beats packing them. Heuristic from bench/kernels on Zen 5, cold
-// weights: packing costs about four tokens' work, a second pass over rows in cache about one.
-constexpr int64_t kMostRowTokens = 12;
+// Most tokens that are read row by row rather than as a vector. Heuristic from bench/kernels on Zen 5: a pass
+// of rows_inl.h over four tokens costs less than half of a vector's tile, memory taken aside.
+constexpr int64_t kMostRowTokens = 8;
 
-// How many rows of a matrix are multiplied at a time: a panel's half, or a run long enough for the
-// prefetcher.
+// How many rows of a matrix are multiplied at a time: a run long enough for the prefetcher, or some groups of
+// tiles whose sums stay in L1 and L2.
 constexpr int64_t kRowRun = 128;
+constexpr int64_t kTileRun = 2 * kGroupRows;
 
-inline bool few_tokens(int64_t tokens, const MatrixView& matrix) {
-  return tokens <= kMostRowTokens && matrix.col_stride == 1;
+// Of an expert's tokens, how many go as vectors; the rest, behind them, go row by row. Both phases agree on
+// it.
+inline int64_t tokens_in_vectors(int64_t count, const MatrixView& matrix) {
+  const int64_t rest = count % Simd::lanes;
+  const bool rows = rest <= kMostRowTokens && matrix.col_stride == 1;
+  return rows ? count - rest : count;
+}
+
+inline int64_t vectors(int64_t tokens) {
+  return (tokens + Simd::lanes - 1) / Simd::lanes;
 }
 
 template <class D>
-inline void multiply_rows(const RowGroup& g, int64_t k_count, const typename D::X* const* x, int64_t tokens,
-                          float* c, int64_t c_stride, const RowGroup* next) {
+inline void multiply_rows(const RowRun& run, int64_t k_count, const typename D::X* const* x, int64_t tokens,
+                          float* c, int64_t c_stride, const RowRun* next) {
   const char* then = next ? D::address(D::row(next->matrix, next->row), 0) : nullptr;
-  dot_rows<D>(g.matrix, g.row, g.count, k_count, x, tokens, c, c_stride, then);
+  dot_rows<D>(run.matrix, run.row, run.count, k_count, x, tokens, c, c_stride, then);
 }
 
-// The thread's scratch: a packed panel, then the sums of a block of rows.
+// The thread's scratch: packed activations, staged rows, then the sums of a run of rows: [row][tokens] for
+// vectors, [token][rows] for tokens that go row by row.
 template <class D>
 struct Workspace {
   void* panel;
-  float* c;  // [tokens][2 * lanes], or [few tokens][2 * kRowRun]
-  explicit Workspace(const Scratch& scratch, const Blocking& blocking)
-      : panel(scratch.data), c(static_cast<float*>(scratch.data) + 2 * Simd::lanes * blocking.k_block) {}
+  void* stage;
+  float* c;
+  Workspace(const Scratch& scratch, const Blocking& blocking, int64_t k)
+      : panel(scratch.data),
+        stage(static_cast<char*>(panel) + panel_bytes(blocking, k)),
+        c(reinterpret_cast<float*>(static_cast<char*>(stage) + stage_bytes(blocking, k))) {}
 };
-
-constexpr int64_t kMostTokenBlock = 384;  // what blocking() may choose; bounds the pointers on the stack
+static_assert(kSumsBytes >= kMostRowTokens * 2 * kRowRun * int64_t{sizeof(float)});
+static_assert(kSumsBytes >= 2 * kTileRun * kMostTokenBlock * int64_t{sizeof(float)});
 
 inline Simd::F load_bias(const float* bias, int64_t row, int64_t count) {
   if (!bias) return Simd::zero();
@@ -83,71 +100,150 @@ inline void finish_down(const DownArgs& a, int64_t row, int64_t count, int64_t f
   }
 }
 
+// h of `count` rows from c_gate and c_up [row][c_stride], for whole vectors of tokens: rows of c are words of
+// h's packed form already, but for joining `group` of them. `row` is a multiple of group.
 template <class D>
-void gate_up(const GateUpArgs& a) {
-  constexpr int lanes = Simd::lanes;
-  using X = typename D::X;
-  const Workspace<D> work(a.scratch, a.blocking);
-  const ExpertView& e = *a.expert;
-  const X* x[kMostTokenBlock];
-  for (int64_t m0 = 0; m0 < a.count; m0 += a.blocking.token_block) {
-    const int64_t tokens = smaller(a.blocking.token_block, a.count - m0);
-    for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + a.rows[m0 + m] * a.x_stride;
-    const bool few = few_tokens(tokens, e.gate);
-    const int64_t step = few ? kRowRun : lanes, c_stride = 2 * step;
-    for (int64_t n = a.begin; n < a.end; n += step) {
-      const int64_t rows = smaller(step, a.end - n), after = smaller(step, a.end - n - step);
-      const RowGroup now[2] = {{e.gate, n, rows}, {e.up, n, rows}};
-      const RowGroup next[2] = {{e.gate, n + step, after}, {e.up, n + step, after}};
-      if (few) {
-        multiply_rows<D>(now[0], a.hidden, x, tokens, work.c, c_stride, &now[1]);
-        multiply_rows<D>(now[1], a.hidden, x, tokens, work.c + step, c_stride,
-                         after > 0 ? &next[0] : nullptr);
-      } else {
-        multiply_panel<D>(now, a.hidden, a.blocking.k_block, x, tokens, work.c, work.panel,
-                          after == lanes ? next : nullptr);
-      }
-      for (int64_t i = 0; i < rows; i += lanes)
-        finish_gate_up<D>(a, n + i, smaller(lanes, rows - i), m0, tokens, work.c + i, work.c + step + i,
-                          c_stride);
+inline void finish_gate_up_vectors(const GateUpArgs& a, int64_t row, int64_t count, int64_t vectors,
+                                   const float* gate, const float* up, int64_t c_stride, typename D::X* h) {
+  const auto result = [&](int64_t n, int64_t v) {
+    if (n >= count) return Simd::zero();
+    const int64_t at = n * c_stride + v * Simd::lanes;
+    const float gate_bias = a.expert->gate_bias ? a.expert->gate_bias[row + n] : 0.0f;
+    const float up_bias = a.expert->up_bias ? a.expert->up_bias[row + n] : 0.0f;
+    return gated(a.activation, Simd::add(Simd::load(gate + at), Simd::set1(gate_bias)),
+                 Simd::add(Simd::load(up + at), Simd::set1(up_bias)));
+  };
+  for (int64_t v = 0; v < vectors; ++v)
+    for (int64_t n = 0; n < count; n += D::group) {
+      const Simd::F first = result(n, v), second = D::group > 1 ? result(n + 1, v) : Simd::zero();
+      D::store(h + (v * a.h_stride + row + n) * Simd::lanes, D::join_rounded(first, second));
     }
-  }
-  if (a.end == a.inter)
-    for (int64_t m = 0; m < a.count; ++m)
+}
+
+// to [token][lanes rows] = from [row][stride], lanes tokens; rows from `count` on are zero.
+inline void load_transposed(const float* from, int64_t stride, int64_t count, float* to) {
+  Simd::F block[Simd::lanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < Simd::lanes; ++i) block[i] = i < count ? Simd::load(from + i * stride) : Simd::zero();
+  Simd::transpose(block);
+#pragma GCC unroll 16
+  for (int i = 0; i < Simd::lanes; ++i) Simd::store(to + i * Simd::lanes, block[i]);
+}
+
+// As finish_down, from c [row][c_stride] of whole vectors of tokens.
+inline void finish_down_vectors(const DownArgs& a, int64_t row, int64_t count, int64_t first_token,
+                                int64_t tokens, const float* c, int64_t c_stride) {
+  for (int64_t n = 0; n < count; n += Simd::lanes)
+    for (int64_t m = 0; m < tokens; m += Simd::lanes) {
+      alignas(64) float sums[Simd::lanes * Simd::lanes];
+      for (int64_t i = m + 2 * Simd::lanes; i < smaller(tokens, m + 3 * Simd::lanes); ++i)
+        __builtin_prefetch(a.y + a.rows[first_token + i] * a.y_stride + row + n);
+      load_transposed(c + n * c_stride + m, c_stride, count - n, sums);
+      finish_down(a, row + n, smaller(Simd::lanes, count - n), first_token + m,
+                  smaller(Simd::lanes, tokens - m), sums, Simd::lanes);
+    }
+}
+
+// Rows of one run for the tokens from `first` on, row by row: [begin, begin + rows) of gate and up.
+template <class D>
+void gate_up_rows(const GateUpArgs& a, int64_t begin, int64_t rows, int64_t first, float* c, bool more) {
+  using X = typename D::X;
+  const ExpertView& e = *a.expert;
+  const X* x[kMostRowTokens];
+  const int64_t tokens = a.count - first;
+  for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + a.rows[first + m] * a.x_stride;
+  const RowRun gate = {e.gate, begin, rows}, up = {e.up, begin, rows}, next = {e.gate, begin + rows, 1};
+  multiply_rows<D>(gate, a.hidden, x, tokens, c, 2 * kRowRun, &up);
+  multiply_rows<D>(up, a.hidden, x, tokens, c + kRowRun, 2 * kRowRun, more ? &next : nullptr);
+  for (int64_t i = 0; i < rows; i += Simd::lanes)
+    finish_gate_up<D>(a, begin + i, smaller(Simd::lanes, rows - i), first, tokens, c + i, c + kRowRun + i,
+                      2 * kRowRun);
+  if (begin + rows == a.inter)
+    for (int64_t m = first; m < a.count; ++m)
       for (int64_t n = a.inter; n < a.h_stride; ++n) static_cast<X*>(a.h)[m * a.h_stride + n] = 0;
 }
 
 template <class D>
-void down(const DownArgs& a) {
-  constexpr int lanes = Simd::lanes;
+void gate_up(const GateUpArgs& a) {
   using X = typename D::X;
-  const Workspace<D> work(a.scratch, a.blocking);
+  const Workspace<D> work(a.scratch, a.blocking, a.hidden);
   const ExpertView& e = *a.expert;
-  const X* h[kMostTokenBlock];
-  for (int64_t m0 = 0; m0 < a.count; m0 += a.blocking.token_block) {
-    const int64_t tokens = smaller(a.blocking.token_block, a.count - m0);
-    for (int64_t m = 0; m < tokens; ++m) h[m] = static_cast<const X*>(a.h) + (m0 + m) * a.h_stride;
-    const bool few = few_tokens(tokens, e.down);
-    const int64_t step = few ? kRowRun : 2 * lanes;
-    for (int64_t n = a.begin; n < a.end; n += step) {
-      const int64_t rows = smaller(step, a.end - n), after = a.end - n - step;
-      // what is read next: further rows of this expert, or the same rows of the next one
-      const MatrixView* then = after > 0 ? &e.down : a.next ? &a.next->down : nullptr;
-      const int64_t at = after > 0 ? n + step : a.begin;
-      if (few) {
-        const RowGroup now = {e.down, n, rows}, next = {then ? *then : e.down, at, 1};
-        multiply_rows<D>(now, a.inter, h, tokens, work.c, step, then ? &next : nullptr);
-      } else {
-        const RowGroup now[2] = {{e.down, n, smaller(lanes, rows)},
-                                 {e.down, n + lanes, rows > lanes ? rows - lanes : 0}};
-        const bool whole = then && a.end - at >= step;
-        const RowGroup next[2] = {{then ? *then : e.down, at, lanes},
-                                  {then ? *then : e.down, at + lanes, lanes}};
-        multiply_panel<D>(now, a.inter, a.blocking.k_block, h, tokens, work.c, work.panel,
-                          whole ? next : nullptr);
-      }
-      for (int64_t i = 0; i < rows; i += lanes)
-        finish_down(a, n + i, smaller(lanes, rows - i), m0, tokens, work.c + i, step);
+  const int64_t in_vectors = tokens_in_vectors(a.count, e.gate);
+  if (in_vectors == 0) {
+    for (int64_t n = a.begin; n < a.end; n += kRowRun)
+      gate_up_rows<D>(a, n, smaller(kRowRun, a.end - n), 0, work.c, n + kRowRun < a.end);
+    return;
+  }
+  const int64_t words = padded_k(a.hidden) / D::group, block = token_block(a.blocking, a.hidden, in_vectors);
+  const X* x[kMostTokenBlock];
+  for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
+    const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
+    for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + a.rows[m0 + m] * a.x_stride;
+    auto* packed = static_cast<typename D::Vec*>(work.panel);
+    pack_tokens<D>(x, tokens, words, packed);
+    const Panel<D> panel = {packed, vectors(tokens), words};
+    float* c_up = work.c + kTileRun * c_stride;
+    for (int64_t n = a.begin; n < a.end; n += kTileRun) {
+      const int64_t rows = smaller(kTileRun, a.end - n);
+      const bool more = n + kTileRun < a.end;
+      const RowRun gate = {e.gate, n, rows}, up = {e.up, n, rows},
+                   next = {e.gate, n + kTileRun, a.end - n - kTileRun};
+      multiply_panel<D>(gate, a.hidden, panel, work.c, c_stride, work.stage, &up);
+      multiply_panel<D>(up, a.hidden, panel, c_up, c_stride, work.stage, more ? &next : nullptr);
+      finish_gate_up_vectors<D>(a, n, rows, panel.vectors, work.c, c_up, c_stride,
+                                static_cast<X*>(a.h) + m0 * a.h_stride);
+      if (m0 + tokens == in_vectors && in_vectors < a.count)  // the rows are in cache now
+        gate_up_rows<D>(a, n, rows, in_vectors, work.c, false);
+    }
+  }
+}
+
+// Rows [begin, begin + rows) of down for the tokens from `first` on, row by row. `next`: rows that are read
+// after these, or null.
+template <class D>
+void down_rows(const DownArgs& a, int64_t begin, int64_t rows, int64_t first, float* c, const RowRun* next) {
+  using X = typename D::X;
+  const X* h[kMostRowTokens];
+  const int64_t tokens = a.count - first;
+  for (int64_t m = 0; m < tokens; ++m) h[m] = static_cast<const X*>(a.h) + (first + m) * a.h_stride;
+  multiply_rows<D>({a.expert->down, begin, rows}, a.inter, h, tokens, c, kRowRun, next);
+  for (int64_t i = 0; i < rows; i += Simd::lanes)
+    finish_down(a, begin + i, smaller(Simd::lanes, rows - i), first, tokens, c + i, kRowRun);
+}
+
+template <class D>
+void down(const DownArgs& a) {
+  using X = typename D::X;
+  const Workspace<D> work(a.scratch, a.blocking, a.inter);
+  const MatrixView& matrix = a.expert->down;
+  const int64_t in_vectors = tokens_in_vectors(a.count, a.expert->gate);
+  // What is read after rows [n, n + run): further rows of this expert, or the same rows of the next one.
+  const bool known = a.next != nullptr;
+  const auto after = [&](int64_t n, int64_t run) {
+    const bool more = n + run < a.end;
+    return RowRun{more || !known ? matrix : a.next->down, more ? n + run : a.begin, run};
+  };
+  if (in_vectors == 0) {
+    for (int64_t n = a.begin; n < a.end; n += kRowRun) {
+      const RowRun next = after(n, kRowRun);
+      down_rows<D>(a, n, smaller(kRowRun, a.end - n), 0, work.c,
+                   n + kRowRun < a.end || known ? &next : nullptr);
+    }
+    return;
+  }
+  const int64_t block = token_block(a.blocking, a.inter, in_vectors);
+  for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
+    const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
+    const auto* h = reinterpret_cast<const typename D::Vec*>(static_cast<const X*>(a.h) + m0 * a.h_stride);
+    const Panel<D> panel = {h, vectors(tokens), a.h_stride / D::group};
+    for (int64_t n = a.begin; n < a.end; n += kTileRun) {
+      const int64_t rows = smaller(kTileRun, a.end - n);
+      const RowRun now = {matrix, n, rows}, next = after(n, kTileRun);
+      multiply_panel<D>(now, a.inter, panel, work.c, c_stride, work.stage,
+                        n + kTileRun < a.end || known ? &next : nullptr);
+      finish_down_vectors(a, n, rows, m0, tokens, work.c, c_stride);
+      if (m0 + tokens == in_vectors && in_vectors < a.count)
+        down_rows<D>(a, n, rows, in_vectors, work.c, nullptr);
     }
   }
 }

@@ -1,14 +1,17 @@
 // How weights of any floating format meet fp32 activations: widen, then fused multiply-add. Included after a
 // Simd.
 //
-// A Dot is what the two kernels (rows_inl.h, panel_inl.h) are templates over:
+// A Dot is what the two kernels (rows_inl.h, tile_inl.h) are templates over:
 //   X            an activation in memory
 //   Vec          a register of weights or activations; Acc a register of sums
 //   Row          a row of a weight matrix, to be read from any multiple of `step` on
 //   step         elements of K in one Vec of a row; step_bytes what they take in memory
-//   group        consecutive elements of K that one lane of a packed panel holds
+//   group        consecutive elements of K in one lane of 32 bits: a word
+//   in_place     whether rows hold X, so that words may be broadcast from where they lie
 //   scaled       whether rows are codes with scales: then codes(row, k) * scale(row, k) are the weights
 #pragma once
+#include <cstring>
+
 #include "src/types.h"
 
 namespace moerun::cpu {
@@ -31,6 +34,7 @@ struct F32Dot {
   static constexpr int step = Simd::lanes;
   static constexpr int64_t step_bytes = step * size_of(W);
   static constexpr int group = 1;
+  static constexpr bool in_place = W == DType::f32;
 
   static int64_t row_bytes(const MatrixView& m) { return m.row_stride * size_of(W); }
   static Row row(const MatrixView& m, int64_t n) { return element<W>(m, n, 0); }
@@ -40,12 +44,18 @@ struct F32Dot {
     return Simd::load_as<W>(address(r, k), n);
   }  // the rest is zero
   static Vec activations(const X* x) { return Simd::load(x); }
-  static Vec broadcast(const X* x) { return Simd::set1(*x); }
+  static Vec broadcast(const void* word) {  // of any alignment
+    float value;
+    std::memcpy(&value, word, sizeof(value));
+    return Simd::set1(value);
+  }
+  static void store(X* to, Vec v) { Simd::store(to, v); }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Simd::fmadd(a, b, c); }
 
-  // From columns k (and, where group is 2, k + 1) of 16 rows of a column-major matrix: the panel's entry for
-  // them.
-  static Vec join_columns(Simd::F k0, Simd::F) { return k0; }
+  // A word from `group` of its elements, each in the same lane of one of the two; as they are, or rounded to
+  // X.
+  static Vec join(Simd::F k0, Simd::F) { return k0; }
+  static Vec join_rounded(Simd::F k0, Simd::F) { return k0; }
 };
 
 }  // namespace

@@ -23,31 +23,56 @@ inline void finish_linear(const LinearArgs& a, int64_t row, int64_t count, int64
   }
 }
 
+// As finish_linear, from c [row][c_stride] of whole vectors of tokens.
+inline void finish_linear_vectors(const LinearArgs& a, int64_t row, int64_t count, int64_t first_token,
+                                  int64_t tokens, const float* c, int64_t c_stride) {
+  for (int64_t n = 0; n < count; n += Simd::lanes)
+    for (int64_t m = 0; m < tokens; m += Simd::lanes) {
+      alignas(64) float sums[Simd::lanes * Simd::lanes];
+      load_transposed(c + n * c_stride + m, c_stride, count - n, sums);
+      finish_linear(a, row + n, smaller(Simd::lanes, count - n), first_token + m,
+                    smaller(Simd::lanes, tokens - m), sums, Simd::lanes);
+    }
+}
+
+// Rows [begin, begin + rows) for the tokens from `first` on, row by row.
+template <class D>
+void linear_rows(const LinearArgs& a, int64_t begin, int64_t rows, int64_t first, float* c, bool more) {
+  using X = typename D::X;
+  const X* x[kMostRowTokens];
+  const int64_t tokens = a.count - first;
+  for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + (first + m) * a.x_stride;
+  const RowRun next = {*a.matrix, begin + rows, 1};
+  multiply_rows<D>({*a.matrix, begin, rows}, a.inputs, x, tokens, c, kRowRun, more ? &next : nullptr);
+  finish_linear(a, begin, rows, first, tokens, c, kRowRun);
+}
+
 template <class D>
 void linear(const LinearArgs& a) {
-  constexpr int lanes = Simd::lanes;
   using X = typename D::X;
-  const Workspace<D> work(a.scratch, a.blocking);
-  const MatrixView& w = *a.matrix;
+  const Workspace<D> work(a.scratch, a.blocking, a.inputs);
+  const int64_t in_vectors = tokens_in_vectors(a.count, *a.matrix);
+  if (in_vectors == 0) {
+    for (int64_t n = a.begin; n < a.end; n += kRowRun)
+      linear_rows<D>(a, n, smaller(kRowRun, a.end - n), 0, work.c, n + kRowRun < a.end);
+    return;
+  }
+  const int64_t words = padded_k(a.inputs) / D::group, block = token_block(a.blocking, a.inputs, in_vectors);
   const X* x[kMostTokenBlock];
-  for (int64_t m0 = 0; m0 < a.count; m0 += a.blocking.token_block) {
-    const int64_t tokens = smaller(a.blocking.token_block, a.count - m0);
+  for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
+    const int64_t tokens = smaller(block, in_vectors - m0);
     for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + (m0 + m) * a.x_stride;
-    const bool few = few_tokens(tokens, w);
-    const int64_t step = few ? kRowRun : 2 * lanes;
-    for (int64_t n = a.begin; n < a.end; n += step) {
-      const int64_t rows = smaller(step, a.end - n), after = a.end - n - step;
-      if (few) {
-        const RowGroup now = {w, n, rows}, next = {w, n + step, 1};
-        multiply_rows<D>(now, a.inputs, x, tokens, work.c, step, after > 0 ? &next : nullptr);
-      } else {
-        const RowGroup now[2] = {{w, n, smaller(lanes, rows)},
-                                 {w, n + lanes, rows > lanes ? rows - lanes : 0}};
-        const RowGroup next[2] = {{w, n + step, lanes}, {w, n + step + lanes, lanes}};
-        multiply_panel<D>(now, a.inputs, a.blocking.k_block, x, tokens, work.c, work.panel,
-                          after >= step ? next : nullptr);
-      }
-      finish_linear(a, n, rows, m0, tokens, work.c, step);
+    auto* packed = static_cast<typename D::Vec*>(work.panel);
+    pack_tokens<D>(x, tokens, words, packed);
+    const Panel<D> panel = {packed, vectors(tokens), words};
+    const int64_t c_stride = panel.vectors * Simd::lanes;
+    for (int64_t n = a.begin; n < a.end; n += kTileRun) {
+      const RowRun now = {*a.matrix, n, smaller(kTileRun, a.end - n)};
+      const RowRun next = {*a.matrix, n + kTileRun, a.end - n - kTileRun};
+      multiply_panel<D>(now, a.inputs, panel, work.c, c_stride, work.stage, next.count > 0 ? &next : nullptr);
+      finish_linear_vectors(a, n, now.count, m0, tokens, work.c, c_stride);
+      if (m0 + tokens == in_vectors && in_vectors < a.count)
+        linear_rows<D>(a, n, now.count, in_vectors, work.c, false);
     }
   }
 }

@@ -53,10 +53,11 @@ def test_order_of_experts_within_a_token_does_not_matter(batch, random) -> None:
 @settings(max_examples=40, deadline=None)
 @given(batches(), st.randoms(use_true_random=False))
 def test_permuted_tokens_give_permuted_outputs(batch, random) -> None:
-    """Bit for bit: each expert has the same number of tokens, and so the same kernel."""
+    """Within rounding: an expert's first tokens go as vectors, a small rest row by row."""
     order = random.sample(range(len(batch[0])), len(batch[0]))
-    runs, _ = layer()
-    assert torch.equal(runs.forward(*(t[order] for t in batch)), runs.forward(*batch)[order])
+    runs, experts = layer()
+    inverse = torch.tensor(order, dtype=torch.int64).argsort()
+    oracle.layer(experts, *batch).check(runs.forward(*(t[order] for t in batch))[inverse])
 
 
 @settings(max_examples=40, deadline=None)

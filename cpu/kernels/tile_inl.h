@@ -1,0 +1,156 @@
+// Many tokens: tiles of weight rows times vectors of tokens. Included after a Simd and a Dot.
+//
+//   c[n][v * lanes + t] = row(n) . x[v * lanes + t]          all of K at once, sums in registers
+//
+// Layout: tokens are packed (pack_inl.h): one register holds one word of K (`group` elements) of `lanes`
+// tokens. Weights are not: a word of a row is broadcast from where the row lies. So a multiply-add needs no
+// shuffles, sums need no horizontal additions, and only the small side of the product is ever rearranged.
+// One thread. Per word of K a tile of R rows and V vectors does R V multiply-adds with R broadcasts and V
+// loads; the vectors come from L2 in order. Bytes: the rows once, while their successors are prefetched line
+// by line. Bound: arithmetic; 8 x 3 and 6 x 4 reach 97 % of peak at K = 2048 with the rows coming from memory
+// (measured). Not more than 8 rows a tile: with rows a multiple of 4 KiB apart, as many ways of one set of L1
+// are in use. Weakness: tokens are rounded up to whole vectors; rows_inl.h takes a small remainder.
+#pragma once
+#include <cstdint>
+
+#include "cpu/kernels/rows_inl.h"
+#include "cpu/kernels/stage_inl.h"
+#include "src/types.h"
+
+namespace moerun::cpu {
+namespace {
+
+// Rows that are staged at a time, and a multiple of every tile's rows.
+constexpr int64_t kGroupRows = 24;
+
+// Packed activations of some vectors of tokens.
+template <class D>
+struct Panel {
+  const typename D::Vec* data;  // [vectors][stride]
+  int64_t vectors;
+  int64_t stride;  // Vecs from one vector's first word to the next one's
+};
+
+// Rows of activation type, contiguous in K, `stride` bytes apart.
+struct Rows {
+  const char* data;
+  int64_t stride;
+};
+
+// `soon`: as many rows again, which will be multiplied next; null if they need no prefetching.
+template <class D, int R, int V>
+void multiply_tile(const Rows& rows, const Panel<D>& panel, int64_t words, float* c, int64_t c_stride,
+                   const Rows& soon) {
+  constexpr int64_t kLineWords = 64 / 4;
+  const char* w[R];
+  typename D::Acc sum[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    w[r] = rows.data + r * rows.stride;
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sum[r][v] = Simd::zero();
+  }
+  for (int64_t begin = 0; begin < words; begin += kLineWords) {
+    if (soon.data)  // into L2: L1 has too few places for lines under way (measured: 15 GB/s at most)
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) __builtin_prefetch(soon.data + r * soon.stride + begin * 4, 0, 2);
+    const int64_t end = smaller(begin + kLineWords, words);
+#pragma GCC unroll 1
+    for (int64_t k = begin; k < end; ++k) {
+      typename D::Vec x[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) x[v] = panel.data[v * panel.stride + k];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const typename D::Vec weight = D::broadcast(w[r] + k * 4);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[r][v] = D::multiply_add(weight, x[v], sum[r][v]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) Simd::store(c + r * c_stride + v * Simd::lanes, sum[r][v]);
+}
+
+template <class D>
+using Tile = void (*)(const Rows&, const Panel<D>&, int64_t, float*, int64_t, const Rows&);
+
+template <class D, int R>
+inline Tile<D> tile_of(int64_t vectors) {
+  return vectors == 1   ? multiply_tile<D, R, 1>
+         : vectors == 2 ? multiply_tile<D, R, 2>
+         : vectors == 3 ? multiply_tile<D, R, 3>
+                        : multiply_tile<D, R, Simd::tile_vectors>;
+}
+
+// R rows times all vectors, in as few passes as registers allow, of as even a size as can be; the rows stay
+// in L1.
+template <class D, int R>
+inline void multiply_rows_of_tile(const Rows& rows, const Panel<D>& panel, int64_t words, float* c,
+                                  int64_t c_stride, const Rows& soon) {
+  const int64_t passes = (panel.vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
+  for (int64_t p = 0, v = 0; p < passes; ++p) {
+    const int64_t size = (panel.vectors - v + passes - p - 1) / (passes - p);
+    const Panel<D> part = {panel.data + v * panel.stride, size, panel.stride};
+    tile_of<D, R>(size)(rows, part, words, c + v * Simd::lanes, c_stride, p + 1 == passes ? soon : Rows{});
+    v += size;
+  }
+}
+
+// `count` rows times all vectors, R at a time. Rows that do not fill a tile are done with some that are done
+// already, or, if there are none, one by one. `after`: rows to prefetch at the end, or null; so are the
+// tiles' successors unless `in_cache`.
+template <class D, int R>
+void multiply_group(const Rows& rows, int64_t count, const Panel<D>& panel, int64_t words, float* c,
+                    int64_t c_stride, bool in_cache, const Rows& after) {
+  const auto at = [&](int64_t n) { return Rows{rows.data + n * rows.stride, rows.stride}; };
+  if (count < R) {
+    for (int64_t n = 0; n < count; ++n)
+      multiply_rows_of_tile<D, 1>(at(n), panel, words, c + n * c_stride, c_stride, Rows{});
+    return;
+  }
+  for (int64_t n = 0; n < count; n += R) {
+    const int64_t from = smaller(n, count - R);
+    const Rows soon = n + R >= count ? after : in_cache ? Rows{} : at(from + R);
+    multiply_rows_of_tile<D, R>(at(from), panel, words, c + from * c_stride, c_stride, soon);
+  }
+}
+
+// How many rows a tile has when the largest pass over the vectors has as many as `vectors` need.
+template <class D>
+inline auto group_of(int64_t vectors) {
+  const int64_t passes = (vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
+  const int64_t largest = (vectors + passes - 1) / passes;
+  return largest == 1   ? multiply_group<D, Simd::tile_rows[0]>
+         : largest == 2 ? multiply_group<D, Simd::tile_rows[1]>
+         : largest == 3 ? multiply_group<D, Simd::tile_rows[2]>
+                        : multiply_group<D, Simd::tile_rows[Simd::tile_vectors - 1]>;
+}
+
+// c[rows][vectors * lanes] for a run of rows. `next`: rows that will be read after these, or null. `stage`:
+// memory for kGroupRows rows, used by those that cannot be multiplied where they lie.
+template <class D>
+void multiply_panel(const RowRun& run, int64_t k_count, const Panel<D>& panel, float* c, int64_t c_stride,
+                    void* stage, const RowRun* next) {
+  const int64_t words = (k_count + D::group - 1) / D::group;
+  const auto multiply = group_of<D>(panel.vectors);
+  const auto lying = [](const RowRun& r) {
+    return Rows{D::address(D::row(r.matrix, r.row), 0), D::row_bytes(r.matrix)};
+  };
+  if (multiplied_in_place<D>(run.matrix, k_count)) {
+    const bool known = next && multiplied_in_place<D>(next->matrix, k_count);
+    return multiply(lying(run), run.count, panel, words, c, c_stride, false, known ? lying(*next) : Rows{});
+  }
+  const int64_t stride = staged_stride<D>(k_count) * int64_t{sizeof(typename D::X)};
+  const Rows staged = {static_cast<const char*>(stage), stride};
+  for (int64_t n = 0; n < run.count; n += kGroupRows) {
+    const int64_t count = smaller(kGroupRows, run.count - n);
+    stage_rows<D>({run.matrix, run.row + n, count}, k_count, static_cast<typename D::X*>(stage));
+    multiply(staged, count, panel, words, c + n * c_stride, c_stride, true, Rows{});
+  }
+}
+
+}  // namespace
+}  // namespace moerun::cpu
