@@ -160,7 +160,8 @@ class Engine:
             raise TypeError(f"Engine has no option {', '.join(sorted(unknown))}; it has {known}")
         self.config = dataclasses.replace(config, **options)
         self._core = _make_core(self.config)
-        self._kernels = EngineKernels(self._core) if self._core.gpu_name is not None else None
+        self._gpu = self._core.gpu_name
+        self._kernels = None if self._gpu is None else EngineKernels(self._core)
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
 
@@ -289,6 +290,11 @@ class Engine:
             up_bias=memory.up_bias,
             down_bias=memory.down_bias,
         )
+
+    @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that runs experts; None in an engine without one."""
+        return self._gpu
 
     @property
     def layers(self) -> tuple[Layer, ...]:

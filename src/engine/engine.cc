@@ -98,8 +98,8 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
       hybrid().check_budget(shape.num_experts, shape.top_k, layout.bytes);
       context = hybrid().context();
     }
-    blobs = store_experts(context, shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_),
-                          forward_.team());
+    blobs =
+        store_experts(context, shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_), forward_.team());
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fake_driver import FakeDriver, build_fake_driver
 
@@ -15,6 +16,15 @@ from fake_driver import FakeDriver, build_fake_driver
 def driver() -> Path:
     """The stand-in libcuda.so.1."""
     return build_fake_driver()
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """The oracle's products are tiny; torch's threads would only disturb the streams'."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -28,4 +38,5 @@ def gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     yield fake
     gc.collect()  # an engine and its layers know each other
     assert fake.violations() == []
+    assert fake.counter("unpinned_copies") == 0
     assert fake.leaks() == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +27,7 @@ def steps(draw: st.DrawFn) -> tuple[str, Any, Any]:
     """A batch for a layer, a prediction for one, or a handle to be waited for later."""
     kind = draw(st.sampled_from(["forward", "forward", "submit", "hint"]))
     layer = draw(st.integers(0, LAYERS - 1))
-    tokens = draw(st.integers(0, 9))
+    tokens = draw(st.integers(0, 6))
     ids = draw(arrays.arrays("int64", (tokens, TOP_K), elements=st.integers(-1, EXPERTS)))
     if kind == "hint":
         return kind, layer, ids
@@ -48,7 +47,7 @@ def layers() -> Iterator[list[Experts]]:
     cache=st.sampled_from(["lru", "lfu", "recent", "mrs"]),
     slots=st.integers(TOP_K, 2 * EXPERTS),
     store=st.sampled_from(["auto", "staged"]),
-    script=st.lists(steps(), max_size=12),
+    script=st.lists(steps(), max_size=10),
 )
 def test_any_residency_order_and_split_equal_the_oracle(
     gpu: FakeDriver, layers: list[Experts], schedule: str, cache: str, slots: int, store: str, script: list
@@ -72,7 +71,6 @@ def test_any_residency_order_and_split_equal_the_oracle(
             expected.check(handle.wait())
         check_counters(engine.stats(), added[0]._core.expert_bytes)
     assert gpu.violations() == []
-    gc.collect()
 
 
 def check_counters(stats: dict[str, Any], expert_bytes: int) -> None:
@@ -89,4 +87,3 @@ def check_counters(stats: dict[str, Any], expert_bytes: int) -> None:
     # Copied in, and not evicted again, is what is there or was given up on the way.
     arrived = gpu["copies"] + gpu["prefetches_completed"] + gpu["prefetches_promoted"]
     assert arrived - gpu["evictions"] == gpu["resident"]
-
