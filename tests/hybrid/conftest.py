@@ -1,4 +1,4 @@
-"""Engines with a GPU on the stand-in driver (tests/fakecuda): no GPU, no Triton, and every mistake is counted."""
+"""Engines with a GPU on the stand-in driver (tests/fakecuda): no GPU, no Triton, every mistake is counted."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_experts_that_cannot_be_pinned(gpu: FakeDriver, experts, store: str, cap
     with moerun.Engine(device="cuda", cpu_threads=1, **options) as engine:
         gpu.fail("cuMemHostAlloc", 1, OUT_OF_MEMORY)
         if store == "pinned":
-            with pytest.raises(moerun.GpuError, match="cannot be page-locked.*use store='auto' or 'staged'"):
+            with pytest.raises(moerun.GpuError, match=r"cannot be page-locked.*use store='auto' or 'staged'"):
                 add(engine, experts)
             return
         layers = [add(engine, experts)]
@@ -140,7 +140,7 @@ def test_a_lost_gpu_is_named_by_its_first_cause(gpu: FakeDriver, experts) -> Non
         with pytest.raises(moerun.GpuError, match="CUDA_ERROR_ILLEGAL_ADDRESS"):
             check(layer, experts)
         for _ in range(2):
-            with pytest.raises(moerun.GpuError, match="has lost its GPU: .*CUDA_ERROR_ILLEGAL_ADDRESS"):
+            with pytest.raises(moerun.GpuError, match=r"has lost its GPU: .*CUDA_ERROR_ILLEGAL_ADDRESS"):
                 check(layer, experts)
     gpu.reset()
     with moerun.Engine(device="cuda", cpu_threads=1, schedule="ondemand", gpu_cache=4 * BLOB) as engine:

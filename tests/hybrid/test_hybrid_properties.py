@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -37,8 +36,8 @@ def steps(draw: st.DrawFn) -> tuple[str, Any, Any]:
 
 
 @pytest.fixture(scope="module")
-def layers() -> Iterator[list[Experts]]:
-    yield [expert_layers.random_experts(EXPERTS, HIDDEN, INTER, bias=True, seed=n) for n in range(LAYERS)]
+def layers() -> list[Experts]:
+    return [expert_layers.random_experts(EXPERTS, HIDDEN, INTER, bias=True, seed=n) for n in range(LAYERS)]
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

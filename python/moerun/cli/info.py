@@ -68,6 +68,7 @@ def describe(
         "files": len(checkpoint.files),
         "layers": checkpoint.num_layers,
         "moe_layers": len(layers),
+        "experts": all_experts,
         "experts_per_layer": spec.num_experts,
         "top_k": spec.top_k,
         "hidden_size": spec.hidden_size,
@@ -139,11 +140,6 @@ def render(report: dict[str, Any]) -> str:
         ["Memory", f"{available} of {total} available"],
     ]
     if report["gpu_memory_bytes"] is not None:
-        fit, all_experts = (
-            report["experts_that_fit_on_gpu"],
-            report["moe_layers"] * report["experts_per_layer"],
-        )
-        rows.append(
-            ["GPU", f"{text.size(report['gpu_memory_bytes'])}: room for {fit} of {all_experts} experts"]
-        )
+        room = f"room for {report['experts_that_fit_on_gpu']} of {report['experts']} experts"
+        rows.append(["GPU", f"{text.size(report['gpu_memory_bytes'])}: {room}"])
     return text.table(rows, "ll") + "\n\n" + verdict(report)
