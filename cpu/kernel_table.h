@@ -129,7 +129,7 @@ const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512_bf16_kernels();
 
-// The three parts of Scratch (see Workspace in cpu/kernels/expert_inl.h), for rows of at most k elements.
+// The parts of Scratch (see Workspace in cpu/kernels/expert_inl.h), for rows of at most k elements.
 constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
   const int64_t least = kLeastTokenBlock * padded_k(k) * b.element_bytes;
   return least > b.panel_bytes ? least : (b.panel_bytes + 63) / 64 * 64;
@@ -137,9 +137,12 @@ constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
 constexpr int64_t stage_bytes(const Blocking& b, int64_t k) {
   return 24 * (padded_k(k) * b.element_bytes + 64);  // kGroupRows rows
 }
+constexpr int64_t arranged_bytes(int64_t k) {
+  return 8 * ((k + 127) / 128) * 320;  // kMostRowTokens, blocks of at most 320 bytes
+}
 constexpr int64_t kSumsBytes = 2 * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
 constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
-  return panel_bytes(b, k) + stage_bytes(b, k) + kSumsBytes;
+  return 2 * panel_bytes(b, k) + stage_bytes(b, k) + arranged_bytes(k) + kSumsBytes;
 }
 
 }  // namespace moerun::cpu

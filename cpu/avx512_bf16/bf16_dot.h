@@ -14,10 +14,12 @@ namespace {
 
 struct Bf16Dot {
   using X = uint16_t;
+  using RowX = X;
   using Vec = Simd::F;  // 32 bf16, or words of 16 tokens
   using Acc = Simd::F;
   using Row = const char*;
   static constexpr bool scaled = false;
+  static constexpr bool arranged = false;
   static constexpr DType weight_type = DType::bf16;
   static constexpr DType activation_type = DType::bf16;
   static constexpr int step = 32;

@@ -1,6 +1,7 @@
 // The AVX-512-BF16 row: the AVX-512 row, and bf16 activations with bf16 and quantised weights.
 #include "cpu/avx512/simd.h"
 #include "cpu/avx512_bf16/bf16_dot.h"
+#include "cpu/avx512_bf16/int8_dot.h"
 #include "cpu/avx512_bf16/quantised_dots.h"
 // after Simd
 #include "cpu/kernels/f32_dot_inl.h"
@@ -21,8 +22,8 @@ KernelTable make_table() {
     return table.bf16_activations[static_cast<int>(f)];
   };
   at(WeightFormat::bf16) = expert_kernels<Bf16Dot>();
-  at(WeightFormat::int8) = expert_kernels<CodedDot<WeightFormat::int8>>();
-  at(WeightFormat::int8_g128) = expert_kernels<CodedDot<WeightFormat::int8_g128>>();
+  at(WeightFormat::int8) = expert_kernels<Int8Dot<WeightFormat::int8>>();
+  at(WeightFormat::int8_g128) = expert_kernels<Int8Dot<WeightFormat::int8_g128>>();
   at(WeightFormat::int4_g32) = expert_kernels<CodedDot<WeightFormat::int4_g32>>();
   at(WeightFormat::int4_g64) = expert_kernels<CodedDot<WeightFormat::int4_g64>>();
   at(WeightFormat::int4_g128) = expert_kernels<CodedDot<WeightFormat::int4_g128>>();

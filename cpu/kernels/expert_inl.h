@@ -41,26 +41,51 @@ inline int64_t vectors(int64_t tokens) {
 }
 
 template <class D>
-inline void multiply_rows(const RowRun& run, int64_t k_count, const typename D::X* const* x, int64_t tokens,
-                          float* c, int64_t c_stride, const RowRun* next) {
-  const char* then = next ? D::address(D::row(next->matrix, next->row), 0) : nullptr;
-  dot_rows<D>(run.matrix, run.row, run.count, k_count, x, tokens, c, c_stride, then);
+inline void multiply_rows(const RowRun& run, int64_t k_count, const typename D::RowX* const* x,
+                          int64_t tokens, float* c, int64_t c_stride, const RowRun* next) {
+  typename D::Row then{};
+  if (next) then = D::row(next->matrix, next->row);
+  dot_rows<D>(run.matrix, run.row, run.count, k_count, x, tokens, c, c_stride, next ? &then : nullptr);
 }
 
-// The thread's scratch: packed activations, staged rows, then the sums of a run of rows: [row][tokens] for
-// vectors, [token][rows] for tokens that go row by row.
-template <class D>
+// The thread's scratch: packed activations, the same quantised, staged rows, activations arranged for row by
+// row, then the sums of a run of rows: [row][tokens] for vectors, [token][rows] for tokens row by row.
 struct Workspace {
-  void* panel;
-  void* stage;
+  char* panel;
+  char* coded;
+  char* stage;
+  char* arranged;
   float* c;
   Workspace(const Scratch& scratch, const Blocking& blocking, int64_t k)
-      : panel(scratch.data),
-        stage(static_cast<char*>(panel) + panel_bytes(blocking, k)),
-        c(reinterpret_cast<float*>(static_cast<char*>(stage) + stage_bytes(blocking, k))) {}
+      : panel(static_cast<char*>(scratch.data)),
+        coded(panel + panel_bytes(blocking, k)),
+        stage(coded + panel_bytes(blocking, k)),
+        arranged(stage + stage_bytes(blocking, k)),
+        c(reinterpret_cast<float*>(arranged + arranged_bytes(k))) {}
 };
 static_assert(kSumsBytes >= kMostRowTokens * 2 * kRowRun * int64_t{sizeof(float)});
 static_assert(kSumsBytes >= 2 * kTileRun * kMostTokenBlock * int64_t{sizeof(float)});
+
+// The tokens that go row by row, at most kMostRowTokens, as the kernel reads them.
+template <class D>
+struct RowTokens {
+  const typename D::RowX* x[kMostRowTokens];
+  int64_t count;
+
+  // given(i): where token i of them lies
+  template <class Given>
+  RowTokens(int64_t tokens, int64_t k_count, char* memory, Given&& given) : count(tokens) {
+    for (int64_t m = 0; m < tokens; ++m) {
+      if constexpr (D::arranged) {
+        auto* to = reinterpret_cast<typename D::RowX*>(memory) + m * D::arranged_size(k_count);
+        D::arrange(given(m), k_count, to);
+        x[m] = to;
+      } else {
+        x[m] = given(m);
+      }
+    }
+  }
+};
 
 inline Simd::F load_bias(const float* bias, int64_t row, int64_t count) {
   if (!bias) return Simd::zero();
@@ -144,19 +169,18 @@ inline void finish_down_vectors(const DownArgs& a, int64_t row, int64_t count, i
     }
 }
 
-// Rows of one run for the tokens from `first` on, row by row: [begin, begin + rows) of gate and up.
+// [begin, begin + rows) of gate and up for the last tokens, row by row.
 template <class D>
-void gate_up_rows(const GateUpArgs& a, int64_t begin, int64_t rows, int64_t first, float* c, bool more) {
+void gate_up_rows(const GateUpArgs& a, int64_t begin, int64_t rows, const RowTokens<D>& x, float* c,
+                  bool more) {
   using X = typename D::X;
   const ExpertView& e = *a.expert;
-  const X* x[kMostRowTokens];
-  const int64_t tokens = a.count - first;
-  for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + a.rows[first + m] * a.x_stride;
+  const int64_t first = a.count - x.count;
   const RowRun gate = {e.gate, begin, rows}, up = {e.up, begin, rows}, next = {e.gate, begin + rows, 1};
-  multiply_rows<D>(gate, a.hidden, x, tokens, c, 2 * kRowRun, &up);
-  multiply_rows<D>(up, a.hidden, x, tokens, c + kRowRun, 2 * kRowRun, more ? &next : nullptr);
+  multiply_rows<D>(gate, a.hidden, x.x, x.count, c, 2 * kRowRun, &up);
+  multiply_rows<D>(up, a.hidden, x.x, x.count, c + kRowRun, 2 * kRowRun, more ? &next : nullptr);
   for (int64_t i = 0; i < rows; i += Simd::lanes)
-    finish_gate_up<D>(a, begin + i, smaller(Simd::lanes, rows - i), first, tokens, c + i, c + kRowRun + i,
+    finish_gate_up<D>(a, begin + i, smaller(Simd::lanes, rows - i), first, x.count, c + i, c + kRowRun + i,
                       2 * kRowRun);
   if (begin + rows == a.inter)
     for (int64_t m = first; m < a.count; ++m)
@@ -166,22 +190,25 @@ void gate_up_rows(const GateUpArgs& a, int64_t begin, int64_t rows, int64_t firs
 template <class D>
 void gate_up(const GateUpArgs& a) {
   using X = typename D::X;
-  const Workspace<D> work(a.scratch, a.blocking, a.hidden);
+  const Workspace work(a.scratch, a.blocking, a.hidden);
   const ExpertView& e = *a.expert;
   const int64_t in_vectors = tokens_in_vectors(a.count, e.gate);
+  const auto token = [&](int64_t m) { return static_cast<const X*>(a.x) + a.rows[m] * a.x_stride; };
+  const RowTokens<D> rest(a.count - in_vectors, a.hidden, work.arranged,
+                          [&](int64_t m) { return token(in_vectors + m); });
   if (in_vectors == 0) {
     for (int64_t n = a.begin; n < a.end; n += kRowRun)
-      gate_up_rows<D>(a, n, smaller(kRowRun, a.end - n), 0, work.c, n + kRowRun < a.end);
+      gate_up_rows<D>(a, n, smaller(kRowRun, a.end - n), rest, work.c, n + kRowRun < a.end);
     return;
   }
   const int64_t words = padded_k(a.hidden) / D::group, block = token_block(a.blocking, a.hidden, in_vectors);
   const X* x[kMostTokenBlock];
   for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
     const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
-    for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + a.rows[m0 + m] * a.x_stride;
-    auto* packed = static_cast<typename D::Vec*>(work.panel);
+    for (int64_t m = 0; m < tokens; ++m) x[m] = token(m0 + m);
+    auto* packed = reinterpret_cast<typename D::Vec*>(work.panel);
     pack_tokens<D>(x, tokens, words, packed);
-    const Panel<D> panel = {packed, vectors(tokens), words};
+    const PanelOf<D> panel = multiplied_form<D>({packed, vectors(tokens), words}, a.hidden, work.coded);
     float* c_up = work.c + kTileRun * c_stride;
     for (int64_t n = a.begin; n < a.end; n += kTileRun) {
       const int64_t rows = smaller(kTileRun, a.end - n);
@@ -193,30 +220,30 @@ void gate_up(const GateUpArgs& a) {
       finish_gate_up_vectors<D>(a, n, rows, panel.vectors, work.c, c_up, c_stride,
                                 static_cast<X*>(a.h) + m0 * a.h_stride);
       if (m0 + tokens == in_vectors && in_vectors < a.count)  // the rows are in cache now
-        gate_up_rows<D>(a, n, rows, in_vectors, work.c, false);
+        gate_up_rows<D>(a, n, rows, rest, work.c, false);
     }
   }
 }
 
-// Rows [begin, begin + rows) of down for the tokens from `first` on, row by row. `next`: rows that are read
-// after these, or null.
+// Rows [begin, begin + rows) of down for the last tokens, row by row. `next`: rows that are read after these,
+// or null.
 template <class D>
-void down_rows(const DownArgs& a, int64_t begin, int64_t rows, int64_t first, float* c, const RowRun* next) {
-  using X = typename D::X;
-  const X* h[kMostRowTokens];
-  const int64_t tokens = a.count - first;
-  for (int64_t m = 0; m < tokens; ++m) h[m] = static_cast<const X*>(a.h) + (first + m) * a.h_stride;
-  multiply_rows<D>({a.expert->down, begin, rows}, a.inter, h, tokens, c, kRowRun, next);
+void down_rows(const DownArgs& a, int64_t begin, int64_t rows, const RowTokens<D>& h, float* c,
+               const RowRun* next) {
+  multiply_rows<D>({a.expert->down, begin, rows}, a.inter, h.x, h.count, c, kRowRun, next);
   for (int64_t i = 0; i < rows; i += Simd::lanes)
-    finish_down(a, begin + i, smaller(Simd::lanes, rows - i), first, tokens, c + i, kRowRun);
+    finish_down(a, begin + i, smaller(Simd::lanes, rows - i), a.count - h.count, h.count, c + i, kRowRun);
 }
 
 template <class D>
 void down(const DownArgs& a) {
   using X = typename D::X;
-  const Workspace<D> work(a.scratch, a.blocking, a.inter);
+  const Workspace work(a.scratch, a.blocking, a.inter);
   const MatrixView& matrix = a.expert->down;
   const int64_t in_vectors = tokens_in_vectors(a.count, a.expert->gate);
+  const RowTokens<D> rest(a.count - in_vectors, a.inter, work.arranged, [&](int64_t m) {
+    return static_cast<const X*>(a.h) + (in_vectors + m) * a.h_stride;
+  });
   // What is read after rows [n, n + run): further rows of this expert, or the same rows of the next one.
   const bool known = a.next != nullptr;
   const auto after = [&](int64_t n, int64_t run) {
@@ -226,7 +253,7 @@ void down(const DownArgs& a) {
   if (in_vectors == 0) {
     for (int64_t n = a.begin; n < a.end; n += kRowRun) {
       const RowRun next = after(n, kRowRun);
-      down_rows<D>(a, n, smaller(kRowRun, a.end - n), 0, work.c,
+      down_rows<D>(a, n, smaller(kRowRun, a.end - n), rest, work.c,
                    n + kRowRun < a.end || known ? &next : nullptr);
     }
     return;
@@ -235,15 +262,15 @@ void down(const DownArgs& a) {
   for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
     const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
     const auto* h = reinterpret_cast<const typename D::Vec*>(static_cast<const X*>(a.h) + m0 * a.h_stride);
-    const Panel<D> panel = {h, vectors(tokens), a.h_stride / D::group};
+    const PanelOf<D> panel =
+        multiplied_form<D>({h, vectors(tokens), a.h_stride / D::group}, a.inter, work.coded);
     for (int64_t n = a.begin; n < a.end; n += kTileRun) {
       const int64_t rows = smaller(kTileRun, a.end - n);
       const RowRun now = {matrix, n, rows}, next = after(n, kTileRun);
       multiply_panel<D>(now, a.inter, panel, work.c, c_stride, work.stage,
                         n + kTileRun < a.end || known ? &next : nullptr);
       finish_down_vectors(a, n, rows, m0, tokens, work.c, c_stride);
-      if (m0 + tokens == in_vectors && in_vectors < a.count)
-        down_rows<D>(a, n, rows, in_vectors, work.c, nullptr);
+      if (m0 + tokens == in_vectors && in_vectors < a.count) down_rows<D>(a, n, rows, rest, work.c, nullptr);
     }
   }
 }

@@ -8,7 +8,10 @@
 //   step         elements of K in one Vec of a row; step_bytes what they take in memory
 //   group        consecutive elements of K in one lane of 32 bits: a word
 //   in_place     whether rows hold X, so that words may be broadcast from where they lie
-//   scaled       whether rows are codes with scales: then codes(row, k) * scale(row, k) are the weights
+//   scaled       whether rows are codes with scales: then add_block(row, k, x, sum) adds the products of
+//   `block`
+//                elements of K, codes times scales times x, but for row_scale(row)
+//   arranged     whether rows_inl.h reads activations in a form of their own, RowX, that arrange() makes
 #pragma once
 #include <cstring>
 
@@ -25,10 +28,12 @@ inline const char* element(const MatrixView& m, int64_t row, int64_t k) {
 template <DType W>
 struct F32Dot {
   using X = float;
+  using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;
   using Row = const char*;
   static constexpr bool scaled = false;
+  static constexpr bool arranged = false;
   static constexpr DType weight_type = W;
   static constexpr DType activation_type = DType::f32;
   static constexpr int step = Simd::lanes;

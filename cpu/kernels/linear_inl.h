@@ -35,36 +35,36 @@ inline void finish_linear_vectors(const LinearArgs& a, int64_t row, int64_t coun
     }
 }
 
-// Rows [begin, begin + rows) for the tokens from `first` on, row by row.
+// Rows [begin, begin + rows) for the last tokens, row by row.
 template <class D>
-void linear_rows(const LinearArgs& a, int64_t begin, int64_t rows, int64_t first, float* c, bool more) {
-  using X = typename D::X;
-  const X* x[kMostRowTokens];
-  const int64_t tokens = a.count - first;
-  for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + (first + m) * a.x_stride;
+void linear_rows(const LinearArgs& a, int64_t begin, int64_t rows, const RowTokens<D>& x, float* c,
+                 bool more) {
   const RowRun next = {*a.matrix, begin + rows, 1};
-  multiply_rows<D>({*a.matrix, begin, rows}, a.inputs, x, tokens, c, kRowRun, more ? &next : nullptr);
-  finish_linear(a, begin, rows, first, tokens, c, kRowRun);
+  multiply_rows<D>({*a.matrix, begin, rows}, a.inputs, x.x, x.count, c, kRowRun, more ? &next : nullptr);
+  finish_linear(a, begin, rows, a.count - x.count, x.count, c, kRowRun);
 }
 
 template <class D>
 void linear(const LinearArgs& a) {
   using X = typename D::X;
-  const Workspace<D> work(a.scratch, a.blocking, a.inputs);
+  const Workspace work(a.scratch, a.blocking, a.inputs);
   const int64_t in_vectors = tokens_in_vectors(a.count, *a.matrix);
+  const auto token = [&](int64_t m) { return static_cast<const X*>(a.x) + m * a.x_stride; };
+  const RowTokens<D> rest(a.count - in_vectors, a.inputs, work.arranged,
+                          [&](int64_t m) { return token(in_vectors + m); });
   if (in_vectors == 0) {
     for (int64_t n = a.begin; n < a.end; n += kRowRun)
-      linear_rows<D>(a, n, smaller(kRowRun, a.end - n), 0, work.c, n + kRowRun < a.end);
+      linear_rows<D>(a, n, smaller(kRowRun, a.end - n), rest, work.c, n + kRowRun < a.end);
     return;
   }
   const int64_t words = padded_k(a.inputs) / D::group, block = token_block(a.blocking, a.inputs, in_vectors);
   const X* x[kMostTokenBlock];
   for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
     const int64_t tokens = smaller(block, in_vectors - m0);
-    for (int64_t m = 0; m < tokens; ++m) x[m] = static_cast<const X*>(a.x) + (m0 + m) * a.x_stride;
-    auto* packed = static_cast<typename D::Vec*>(work.panel);
+    for (int64_t m = 0; m < tokens; ++m) x[m] = token(m0 + m);
+    auto* packed = reinterpret_cast<typename D::Vec*>(work.panel);
     pack_tokens<D>(x, tokens, words, packed);
-    const Panel<D> panel = {packed, vectors(tokens), words};
+    const PanelOf<D> panel = multiplied_form<D>({packed, vectors(tokens), words}, a.inputs, work.coded);
     const int64_t c_stride = panel.vectors * Simd::lanes;
     for (int64_t n = a.begin; n < a.end; n += kTileRun) {
       const RowRun now = {*a.matrix, n, smaller(kTileRun, a.end - n)};
@@ -72,7 +72,7 @@ void linear(const LinearArgs& a) {
       multiply_panel<D>(now, a.inputs, panel, work.c, c_stride, work.stage, next.count > 0 ? &next : nullptr);
       finish_linear_vectors(a, n, now.count, m0, tokens, work.c, c_stride);
       if (m0 + tokens == in_vectors && in_vectors < a.count)
-        linear_rows<D>(a, n, now.count, in_vectors, work.c, false);
+        linear_rows<D>(a, n, now.count, rest, work.c, false);
     }
   }
 }

@@ -23,7 +23,7 @@ struct RowRun {
 template <class D>
 inline bool multiplied_in_place(const MatrixView& m, int64_t k_count) {
   if constexpr (D::in_place)
-    return m.col_stride == 1 && k_count % D::group == 0;
+    return m.col_stride == 1 && (D::scaled || k_count % D::group == 0);  // quantised rows are filled up
   else
     return false;
 }

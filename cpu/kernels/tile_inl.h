@@ -13,6 +13,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/kernels/int8_tile_inl.h"
 #include "cpu/kernels/rows_inl.h"
 #include "cpu/kernels/stage_inl.h"
 #include "src/types.h"
@@ -29,12 +30,39 @@ struct Panel {
   const typename D::Vec* data;  // [vectors][stride]
   int64_t vectors;
   int64_t stride;  // Vecs from one vector's first word to the next one's
+
+  Panel part(int64_t first, int64_t count) const { return {data + first * stride, count, stride}; }
 };
 
-// Rows of activation type, contiguous in K, `stride` bytes apart.
+// An integer Dot multiplies activations that were quantised after packing.
+template <class D, bool Integer>
+struct MultipliedPanel {
+  using Type = Panel<D>;
+};
+template <class D>
+struct MultipliedPanel<D, true> {
+  using Type = CodedPanel<D>;
+};
+template <class D>
+using PanelOf = typename MultipliedPanel<D, is_integer<D>>::Type;
+
+template <class D>
+PanelOf<D> multiplied_form(const Panel<D>& packed, int64_t k_count, void* memory) {
+  if constexpr (is_integer<D>)
+    return quantise_panel<D>(packed, (k_count + D::group - 1) / D::group,
+                             static_cast<typename D::Sum*>(memory));
+  else
+    return packed;
+}
+
+// Rows of what is multiplied, contiguous in K, `stride` bytes apart. Scales only with an integer Dot.
 struct Rows {
-  const char* data;
-  int64_t stride;
+  const char* data = nullptr;
+  int64_t stride = 0;
+  const char* scales = nullptr;
+  int64_t scale_stride = 0;  // bytes
+
+  Rows from(int64_t n) const { return {data + n * stride, stride, scales + n * scale_stride, scale_stride}; }
 };
 
 // `soon`: as many rows again, which will be multiplied next; null if they need no prefetching.
@@ -75,26 +103,34 @@ void multiply_tile(const Rows& rows, const Panel<D>& panel, int64_t words, float
 }
 
 template <class D>
-using Tile = void (*)(const Rows&, const Panel<D>&, int64_t, float*, int64_t, const Rows&);
+using Tile = void (*)(const Rows&, const PanelOf<D>&, int64_t, float*, int64_t, const Rows&);
+
+template <class D, int R, int V>
+constexpr Tile<D> tile() {
+  if constexpr (is_integer<D>)
+    return multiply_int8_tile<D, R, V, Rows>;
+  else
+    return multiply_tile<D, R, V>;
+}
 
 template <class D, int R>
 inline Tile<D> tile_of(int64_t vectors) {
-  return vectors == 1   ? multiply_tile<D, R, 1>
-         : vectors == 2 ? multiply_tile<D, R, 2>
-         : vectors == 3 ? multiply_tile<D, R, 3>
-                        : multiply_tile<D, R, Simd::tile_vectors>;
+  return vectors == 1   ? tile<D, R, 1>()
+         : vectors == 2 ? tile<D, R, 2>()
+         : vectors == 3 ? tile<D, R, 3>()
+                        : tile<D, R, Simd::tile_vectors>();
 }
 
 // R rows times all vectors, in as few passes as registers allow, of as even a size as can be; the rows stay
 // in L1.
 template <class D, int R>
-inline void multiply_rows_of_tile(const Rows& rows, const Panel<D>& panel, int64_t words, float* c,
+inline void multiply_rows_of_tile(const Rows& rows, const PanelOf<D>& panel, int64_t words, float* c,
                                   int64_t c_stride, const Rows& soon) {
   const int64_t passes = (panel.vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
   for (int64_t p = 0, v = 0; p < passes; ++p) {
     const int64_t size = (panel.vectors - v + passes - p - 1) / (passes - p);
-    const Panel<D> part = {panel.data + v * panel.stride, size, panel.stride};
-    tile_of<D, R>(size)(rows, part, words, c + v * Simd::lanes, c_stride, p + 1 == passes ? soon : Rows{});
+    tile_of<D, R>(size)(rows, panel.part(v, size), words, c + v * Simd::lanes, c_stride,
+                        p + 1 == passes ? soon : Rows{});
     v += size;
   }
 }
@@ -103,18 +139,17 @@ inline void multiply_rows_of_tile(const Rows& rows, const Panel<D>& panel, int64
 // already, or, if there are none, one by one. `after`: rows to prefetch at the end, or null; so are the
 // tiles' successors unless `in_cache`.
 template <class D, int R>
-void multiply_group(const Rows& rows, int64_t count, const Panel<D>& panel, int64_t words, float* c,
+void multiply_group(const Rows& rows, int64_t count, const PanelOf<D>& panel, int64_t words, float* c,
                     int64_t c_stride, bool in_cache, const Rows& after) {
-  const auto at = [&](int64_t n) { return Rows{rows.data + n * rows.stride, rows.stride}; };
   if (count < R) {
     for (int64_t n = 0; n < count; ++n)
-      multiply_rows_of_tile<D, 1>(at(n), panel, words, c + n * c_stride, c_stride, Rows{});
+      multiply_rows_of_tile<D, 1>(rows.from(n), panel, words, c + n * c_stride, c_stride, Rows{});
     return;
   }
   for (int64_t n = 0; n < count; n += R) {
     const int64_t from = smaller(n, count - R);
-    const Rows soon = n + R >= count ? after : in_cache ? Rows{} : at(from + R);
-    multiply_rows_of_tile<D, R>(at(from), panel, words, c + from * c_stride, c_stride, soon);
+    const Rows soon = n + R >= count ? after : in_cache ? Rows{} : rows.from(from + R);
+    multiply_rows_of_tile<D, R>(rows.from(from), panel, words, c + from * c_stride, c_stride, soon);
   }
 }
 
@@ -132,23 +167,32 @@ inline auto group_of(int64_t vectors) {
 // c[rows][vectors * lanes] for a run of rows. `next`: rows that will be read after these, or null. `stage`:
 // memory for kGroupRows rows, used by those that cannot be multiplied where they lie.
 template <class D>
-void multiply_panel(const RowRun& run, int64_t k_count, const Panel<D>& panel, float* c, int64_t c_stride,
+void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<D>& panel, float* c, int64_t c_stride,
                     void* stage, const RowRun* next) {
-  const int64_t words = (k_count + D::group - 1) / D::group;
+  constexpr int64_t word = is_integer<D> ? 4 : D::group;  // elements of K
+  const int64_t words = (k_count + word - 1) / word;
   const auto multiply = group_of<D>(panel.vectors);
   const auto lying = [](const RowRun& r) {
-    return Rows{D::address(D::row(r.matrix, r.row), 0), D::row_bytes(r.matrix)};
+    const typename D::Row row = D::row(r.matrix, r.row);
+    Rows rows{D::address(row, 0), D::row_bytes(r.matrix)};
+    if constexpr (is_integer<D>) {
+      rows.scales = row.scales;
+      rows.scale_stride = r.matrix.scale_stride * size_of(D::format.scale);
+    }
+    return rows;
   };
   if (multiplied_in_place<D>(run.matrix, k_count)) {
     const bool known = next && multiplied_in_place<D>(next->matrix, k_count);
     return multiply(lying(run), run.count, panel, words, c, c_stride, false, known ? lying(*next) : Rows{});
   }
-  const int64_t stride = staged_stride<D>(k_count) * int64_t{sizeof(typename D::X)};
-  const Rows staged = {static_cast<const char*>(stage), stride};
-  for (int64_t n = 0; n < run.count; n += kGroupRows) {
-    const int64_t count = smaller(kGroupRows, run.count - n);
-    stage_rows<D>({run.matrix, run.row + n, count}, k_count, static_cast<typename D::X*>(stage));
-    multiply(staged, count, panel, words, c + n * c_stride, c_stride, true, Rows{});
+  if constexpr (!is_integer<D>) {
+    const int64_t stride = staged_stride<D>(k_count) * int64_t{sizeof(typename D::X)};
+    const Rows staged = {static_cast<const char*>(stage), stride};
+    for (int64_t n = 0; n < run.count; n += kGroupRows) {
+      const int64_t count = smaller(kGroupRows, run.count - n);
+      stage_rows<D>({run.matrix, run.row + n, count}, k_count, static_cast<typename D::X*>(stage));
+      multiply(staged, count, panel, words, c + n * c_stride, c_stride, true, Rows{});
+    }
   }
 }
 

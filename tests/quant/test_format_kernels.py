@@ -1,9 +1,14 @@
 """The kernels of every quantised format on every instruction set, against float64.
 
-Where a row keeps activations in bf16, x, h and (in panels) the scaled weights are rounded to bf16, with the
+Where a row keeps activations in bf16, x, h and (in tiles) the scaled weights are rounded to bf16, with the
 unit roundoff u = 2^-8. With A = |gate| |x| and B = |up| |x|: g and u err by at most 2 u A and 2 u B, silu
 by 1.1 times that, h by (2.2 + 2 + 1) u A B, and down adds u: 6.2 u |down| (A B). fp32 sums are a small
 part; 7 u allows for them. Roundings are independent: over a whole output they stay below 4 u of its norm.
+
+int8 weights meet int8 activations with a scale per token and 64 elements: a code errs by 1 / (127 sqrt 12)
+= 0.23 % of the block's largest, which is about 3 times the rms of x and 5 times that of h = silu(g) u. So x
+brings 0.7 % into g and into u, sqrt 2 of it into h, and h itself 1.1 %: 1.5 % of the output's norm, and
+never more than 2 %, what int8 may lose.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ from moerun import Engine, _core
 
 EXPERTS = 3
 ALLOWED = 7 * 2.0**-8
+INTEGER_LOSS = 0.02
 
 
 @pytest.mark.parametrize("isa", _core.available_isas())
@@ -58,4 +64,5 @@ def test_equals_float64(isa: str, name: str, hidden: int, inter: int, tokens: in
         out = np.empty_like(x)
         engine._core.forward(layer, batch(x, ids, weights, out))
     assert (np.abs(out - expected) <= ALLOWED * magnitude).all()
-    assert np.linalg.norm(out - expected) <= 4 * 2.0**-8 * np.linalg.norm(expected)
+    loss = INTEGER_LOSS if isa == "avx512_bf16" and name.startswith("int8") else 4 * 2.0**-8
+    assert np.linalg.norm(out - expected) <= loss * np.linalg.norm(expected)
