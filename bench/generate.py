@@ -23,7 +23,7 @@ from bench.limits import LimitMeter
 from bench.profile import ModuleClock
 from bench.rounds import Spread, waited_s
 from bench.table import Column, Table, number, percent, plural, ratio
-from moerun import Engine, machine
+from moerun import Engine, _core, machine
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 64
@@ -132,11 +132,11 @@ def _compare(
     decode: dict[str, list[float]] = {name: [] for name in models}
     read_limits: list[float] = []  # bytes per second
     for model in models.values():
-        _generate(model, prompt, time.perf_counter)
+        generation_times(model, prompt)
     waited, begin = waited_s(), time.perf_counter()
     for round_number in range(ROUNDS):
         for name in list(models) if round_number % 2 == 0 else list(models)[::-1]:
-            times = _generate(models[name], prompt, time.perf_counter)
+            times = generation_times(models[name], prompt)
             prefill[name].append(times[1] - times[0])
             decode[name].append(float(np.median(np.diff(times[1:]))))
         read_limits.append(meter.measure().read_gb_per_s * 1e9)
@@ -156,7 +156,7 @@ def _compare(
             Column("wait"),
         ],
     )
-    step_bytes = _decode_bytes(models[OURS])
+    step_bytes = decode_bytes(models[OURS])
     rows = []
     for name in models:
         step_s = Spread.of(decode[name]).median
@@ -167,8 +167,8 @@ def _compare(
             load_s=load_s[name],
             prefill_tokens_per_s=PROMPT_TOKENS / Spread.of(prefill[name]).median,
             decode_tokens_per_s=1 / step_s,
-            prefill_ratio=_ratio(prefill[name], prefill[OURS]),
-            decode_ratio=_ratio(decode[name], decode[OURS]),
+            prefill_ratio=Spread.of_ratios(prefill[name], prefill[OURS]),
+            decode_ratio=Spread.of_ratios(decode[name], decode[OURS]),
             decode_gb_per_s=step_bytes / step_s / 1e9,
             decode_of_read_limit=Spread.of(of_limit),
             waiting=waiting,
@@ -249,6 +249,11 @@ def _profile_rows(name: str, rounds: list[list[dict[str, float]]]) -> list[Profi
     return rows
 
 
+def generation_times(model: Any, prompt: torch.Tensor) -> list[float]:
+    """Seconds on a clock when the prompt and each new token were there."""
+    return _generate(model, prompt, time.perf_counter)
+
+
 def _generate(model: Any, prompt: torch.Tensor, look: Callable[[], Any]) -> list[Any]:
     """Greedy generation; what `look` returned at the prompt and at each new token."""
     marks = Marks(look)
@@ -264,16 +269,13 @@ def _generate(model: Any, prompt: torch.Tensor, look: Callable[[], Any]) -> list
     return marks.seen
 
 
-def _decode_bytes(model: Any) -> int:
+def decode_bytes(model: Any) -> int:
     """Bytes of weights that one step of one sequence needs: all but the embedding; of the experts, top_k."""
-    experts = sum(
-        layer.spec.top_k * 3 * layer.spec.hidden_size * layer.spec.intermediate_size * 2
-        for layer in model.moerun_engine.layers
-    )
+    experts = 0
+    for layer in model.moerun_engine.layers:
+        spec = layer.spec
+        kind = getattr(_core.WeightFormat, spec.quant or "bf16")
+        experts += spec.top_k * _core.weight_bytes(kind, spec.hidden_size, spec.intermediate_size)
     embedding = model.get_input_embeddings().weight
     dense = [p for p in model.parameters() if p is not embedding and p.device.type != "meta"]
     return experts + sum(p.numel() * p.element_size() for p in dense)
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> Spread:
-    return Spread.of([a / b for a, b in zip(theirs, ours, strict=True)])

@@ -15,7 +15,7 @@ from bench.baselines import BASELINES, Baseline
 from bench.limits import LimitMeter
 from bench.report import LayerRow
 from bench.rounds import Budget, Spread, Step, Turns, interleave
-from bench.shapes import Shape
+from bench.shapes import FLOATS, Shape
 from bench.table import Column, Table, number, percent, plural, ratio
 from bench.workload import Batch, batches, expert_weights
 from moerun import LayerSpec, machine
@@ -70,9 +70,9 @@ def measure_layer(
     budget: Budget,
 ) -> LayerRow:
     """One row: our layer, the baselines and the limits in turns."""
-    shape, spec = case.shape, case.shape.spec
+    shape, spec = case.shape, case.shape.in_format(case.weight_format)
     torch.set_num_threads(case.threads)
-    steps = max(1, min(MAX_STEPS, MAX_POOL_TOKENS // case.tokens))
+    steps = different_steps(case.tokens)
     pool = batches(shape, case.weight_format, case.tokens, case.routing, steps)
     out = torch.empty_like(pool[0].x)
     with moerun.Engine(cpu_threads=case.threads, isa=case.isa or None) as engine, torch.inference_mode():
@@ -87,7 +87,12 @@ def measure_layer(
         turns = interleave(contestants, LimitMeter(case.threads, case.weight_format, case.isa), budget, steps)
         stats = engine.stats()
     step_bytes = stats["layers"][0]["weight_bytes"] / stats["layers"][0]["batches"]
-    return _row(table, case, stats["isa"], turns, step_bytes)
+    return layer_row(table, case, stats["isa"], turns, step_bytes)
+
+
+def different_steps(tokens: int) -> int:
+    """How many routings of their own a row's steps have."""
+    return max(1, min(MAX_STEPS, MAX_POOL_TOKENS // tokens))
 
 
 def _baseline_step(
@@ -96,8 +101,8 @@ def _baseline_step(
     baseline(spec, tensors, pool[step])
 
 
-def _row(table: str, case: Case, isa: str, turns: Turns, step_bytes: float) -> LayerRow:
-    """`step_bytes`: weights that a step reads, on average."""
+def layer_row(table: str, case: Case, isa: str, turns: Turns, step_bytes: float) -> LayerRow:
+    """What was measured, OURS and others. `step_bytes`: weights that a step reads, on average."""
     operations = case.shape.operations(case.tokens)
     least = [limit.seconds(step_bytes, operations) for limit in turns.limits]
     ours = turns.seconds[OURS]
@@ -163,6 +168,9 @@ def _print(table: Table, row: LayerRow) -> None:
 
 def _agreeing(shape: Shape, weight_format: str, tensors: dict[str, torch.Tensor]) -> dict[str, Baseline]:
     """The baselines that this torch can run; prints how far they are from ours, or why they cannot."""
+    if weight_format not in FLOATS:
+        print(f"{shape.model}, {weight_format}: torch has no such experts, so there is nothing beside ours")
+        return {}
     batch = batches(shape, weight_format, 16, "uniform", 1)[0]
     able = {}
     with moerun.Engine() as engine, torch.inference_mode():

@@ -18,8 +18,11 @@ def main() -> None:
     result = json.loads(parser.parse_args().result.read_text())
     tables = result["tables"]
     print(f"{_origin(result)}{disturbance(tables)}\n")
-    if tables.get("layers"):
-        print("\n".join(layer_table(tables["layers"])) + "\n")
+    for name in ("layers", "kt-kernel"):
+        if tables.get(name):
+            print("\n".join(layer_table(tables[name])) + "\n")
+    if tables.get("peer models"):
+        print("\n".join(peer_model_table(tables["peer models"])) + "\n")
     if tables.get("models"):
         print("\n".join(model_table(tables["models"])) + "\n")
 
@@ -54,6 +57,23 @@ def model_table(rows: list[dict[str, Any]]) -> Iterable[str]:
             row["threads"],
             f"{row['prefill_tokens_per_s']:.0f}",
             f"{row['decode_tokens_per_s']:.1f}",
+        )
+
+
+def peer_model_table(rows: list[dict[str, Any]]) -> Iterable[str]:
+    """Whole models beside other engines, ours first in each format."""
+    heads = ["format", "implementation", "threads", "MB/token", "prefill tokens/s", "decode tokens/s"]
+    yield from _head([*heads, "prefill vs it", "decode vs it"], left=2)
+    for row in rows:
+        yield _line(
+            row["weight_format"],
+            f"{row['implementation']} {row['commit']}".strip(),
+            row["threads"],
+            f"{row['step_bytes'] / 1e6:.0f}",
+            f"{row['prefill_tokens_per_s']:.0f}",
+            f"{row['decode_tokens_per_s']:.1f}",
+            f"{row['prefill_ratio']['median']:.2f}x",
+            f"{row['decode_ratio']['median']:.2f}x",
         )
 
 

@@ -83,13 +83,13 @@ def render(environment: dict[str, Any]) -> str:
 def disturbance(results: dict[str, Any]) -> str:
     """A warning about rows that were measured while others had the cores, or nothing."""
     rows = [row if isinstance(row, dict) else asdict(row) for rows in results.values() for row in rows]
-    waiting = [row["waiting"] for row in rows if "waiting" in row]
+    waiting = [row[key] for row in rows for key in ("waiting", "others") if key in row]
     disturbed = sum(share > QUIET for share in waiting)
     if not disturbed:
         return ""
     return (
-        f"\nOthers were busy on this machine: {disturbed} of {len(waiting)} rows waited more than "
-        f"{QUIET:.0%} of the time for a core. Measure those again when it is quiet."
+        f"\nOthers were busy on this machine: {disturbed} of {len(waiting)} rows lost more than "
+        f"{QUIET:.0%} of a core to others. Measure those again when it is quiet."
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from moerun import LayerSpec
+from moerun import QUANTISED, LayerSpec, _core
 
-BYTES_PER_WEIGHT = {"bf16": 2, "fp16": 2, "fp32": 4}
+FLOATS = ("bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,14 @@ class Shape:
             bias=self.bias,
         )
 
+    def in_format(self, weight_format: str) -> LayerSpec:
+        """`spec` with experts in this format; float formats are those of the tensors (workload.py)."""
+        return replace(self.spec, quant=weight_format if weight_format in QUANTISED else None)
+
     def weight_bytes(self, weight_format: str) -> int:
-        """Of all experts."""
-        per_expert = 3 * self.hidden_size * self.intermediate_size * BYTES_PER_WEIGHT[weight_format]
-        return self.num_experts * per_expert
+        """Of all experts, with their scales."""
+        kind = getattr(_core.WeightFormat, weight_format)
+        return self.num_experts * _core.weight_bytes(kind, self.hidden_size, self.intermediate_size)
 
     def operations(self, tokens: int) -> float:
         """Multiplications and additions of the three matrix products, for `tokens` tokens."""

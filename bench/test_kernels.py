@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import moerun
-from bench.shapes import BYTES_PER_WEIGHT, SHAPES, Shape
+from bench.shapes import FLOATS, SHAPES, Shape
 from bench.workload import batches, expert_weights
 from moerun import _core, machine
 
@@ -30,7 +30,7 @@ def tensors(shape: Shape, weight_format: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tokens", [1, 16, 128])
 @pytest.mark.parametrize("isa", [name for name in _core.available_isas() if name != "ref"])
-@pytest.mark.parametrize("weight_format", BYTES_PER_WEIGHT, scope="module")
+@pytest.mark.parametrize("weight_format", FLOATS, scope="module")
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES, scope="module")
 def test_layer(
     benchmark: Any,
@@ -43,7 +43,7 @@ def test_layer(
     pool = itertools.cycle(batches(shape, weight_format, tokens, "uniform", STEPS))
     out = torch.empty((tokens, shape.hidden_size), dtype=next(pool).x.dtype)
     with moerun.Engine(isa=isa) as engine:
-        layer = engine.add_layer(shape.spec, tensors)
+        layer = engine.add_layer(shape.in_format(weight_format), tensors)
 
         def step() -> None:
             batch = next(pool)

@@ -14,7 +14,7 @@ import torch
 
 from bench.shapes import Shape
 
-TORCH_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+FLOAT_DTYPE = {"fp16": torch.float16, "fp32": torch.float32}
 ROUTINGS = ("uniform", "skewed")
 ZIPF_EXPONENT = 1.0  # skewed: the r-th most popular expert is wanted 1/r as often as the first
 SEED = 20251122
@@ -31,6 +31,11 @@ class Batch:
     weights: torch.Tensor  # [tokens, k] fp32, each row sums to 1
 
 
+def tensor_dtype(weight_format: str) -> torch.dtype:
+    """Of the activations, and of the weights that the engine is handed: bf16 where it quantises them."""
+    return FLOAT_DTYPE.get(weight_format, torch.bfloat16)
+
+
 def random_tensor(shape: tuple[int, ...], scale: float, dtype: torch.dtype, seed: int) -> torch.Tensor:
     """Normal numbers of standard deviation `scale`, made at the speed of a copy."""
     generator = torch.Generator().manual_seed(seed)
@@ -45,7 +50,7 @@ def random_tensor(shape: tuple[int, ...], scale: float, dtype: torch.dtype, seed
 
 def expert_weights(shape: Shape, weight_format: str) -> dict[str, torch.Tensor]:
     """Tensors for Engine.add_layer, scaled so that activations stay of order one."""
-    dtype = TORCH_DTYPE[weight_format]
+    dtype = tensor_dtype(weight_format)
     experts, hidden, inter = shape.num_experts, shape.hidden_size, shape.intermediate_size
     tensors = {
         "gate_up": random_tensor((experts, 2 * inter, hidden), hidden**-0.5, dtype, SEED),
@@ -72,7 +77,7 @@ def batches(shape: Shape, weight_format: str, tokens: int, routing: str, steps: 
         x = rng.standard_normal((tokens, shape.hidden_size), dtype=np.float32)
         made.append(
             Batch(
-                torch.from_numpy(x).to(TORCH_DTYPE[weight_format]),
+                torch.from_numpy(x).to(tensor_dtype(weight_format)),
                 torch.from_numpy(np.ascontiguousarray(ids)),
                 torch.from_numpy(weights / weights.sum(axis=1, keepdims=True)),
             )

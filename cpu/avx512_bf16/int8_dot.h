@@ -27,7 +27,7 @@ struct Int8Dot {
   using Vec = Simd::F;
   using Acc = Simd::F;
   using Row = CodedRow;
-  using Sum = __m512i;
+  using Sum = __v16si;  // not __m512i: GCC 12 keeps arrays of those in memory
   static constexpr bool scaled = true;
   static constexpr bool arranged = true;
   static constexpr bool integer = true;
@@ -96,7 +96,7 @@ struct Int8Dot {
       float scale;
       std::memcpy(&scale, xm + block, sizeof(scale));
       if constexpr (format.group) scale *= weight_scale;
-      sum[m] = Simd::fmadd(to_float(products), Simd::set1(scale), sum[m]);
+      sum[m] = Simd::fmadd(to_float((Sum)products), Simd::set1(scale), sum[m]);
     }
   }
 
@@ -104,10 +104,13 @@ struct Int8Dot {
   static Sum broadcast(const char* four_codes) {
     int word;
     std::memcpy(&word, four_codes, sizeof(word));
-    return unsigned_codes(_mm512_set1_epi32(word));
+    return (Sum)unsigned_codes(_mm512_set1_epi32(word));
   }
-  static Sum multiply_add(Sum w, Sum x, Sum c) { return _mm512_dpbusd_epi32(c, w, x); }
-  static Simd::F to_float(Sum v) { return _mm512_cvtepi32_ps(v); }
+  static Sum multiply_add(Sum w, Sum x, Sum c) {
+    return (Sum)_mm512_dpbusd_epi32((__m512i)c, (__m512i)w, (__m512i)x);
+  }
+  static Simd::F as_float(Sum bits) { return _mm512_castsi512_ps((__m512i)bits); }
+  static Simd::F to_float(Sum v) { return _mm512_cvtepi32_ps((__m512i)v); }
 
   // One block of one vector of tokens: from words of 2 bf16 to words of 4 codes; then scale and minus.
   static void quantise_block(const Vec* words, int64_t count, Sum* codes) {
@@ -135,10 +138,10 @@ struct Int8Dot {
               _mm512_or_si512(word, _mm512_sllv_epi32(_mm512_and_si512(q, byte), _mm512_set1_epi32(8 * i)));
         }
       }
-      codes[w] = word;
+      codes[w] = (Sum)word;
     }
-    codes[block / 4] = Simd::bits(scale);
-    codes[block / 4 + 1] = _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sum), 7);
+    codes[block / 4] = (Sum)Simd::bits(scale);
+    codes[block / 4 + 1] = (Sum)_mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), sum), 7);
   }
 
  private:

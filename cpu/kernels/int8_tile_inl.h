@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "cpu/kernels/rows_inl.h"
+#include "cpu/kernels/unroll_inl.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
@@ -34,6 +35,39 @@ constexpr int64_t kBlockWords = D::block / 4;
 template <class D>
 constexpr int64_t kBlockSums = kBlockWords<D> + 2;  // with scale and beginning
 
+// total[r][v] += scale of (r, v) * integer sums of one block
+template <class D, int R, int V, class Rows>
+__attribute__((always_inline)) inline void add_int8_block(const Rows& rows, const char* w,
+                                                          const typename D::Sum* block, int64_t stride,
+                                                          int64_t words, int64_t k0,
+                                                          float (&total)[R][V * Simd::lanes]) {
+  typename D::Sum sum[R][V];
+  unrolled<R * V>([&](auto i) __attribute__((always_inline)) {
+    sum[i / V][i % V] = block[i % V * stride + kBlockWords<D> + 1];
+  });
+#pragma GCC unroll 1
+  for (int64_t k = 0; k < words; ++k) {
+    typename D::Sum x[V];
+    unrolled<V>([&](auto v) __attribute__((always_inline)) { x[v] = block[v * stride + k]; });
+    unrolled<R>([&](auto r) __attribute__((always_inline)) {
+      const typename D::Sum weight = D::broadcast(w + r * rows.stride + k * 4);
+      unrolled<V>([&](auto v) __attribute__((always_inline)) {
+        sum[r][v] = D::multiply_add(weight, x[v], sum[r][v]);
+      });
+    });
+  }
+  unrolled<R>([&](auto r) __attribute__((always_inline)) {
+    const float weight_scale =
+        D::format.group ? D::group_scale(rows.scales + r * rows.scale_stride, k0) : 1.0f;
+    unrolled<V>([&](auto v) __attribute__((always_inline)) {
+      Simd::F scale = D::as_float(block[v * stride + kBlockWords<D>]);
+      if constexpr (D::format.group) scale = Simd::mul(scale, Simd::set1(weight_scale));
+      float* to = total[r] + v * Simd::lanes;
+      Simd::store(to, Simd::fmadd(D::to_float(sum[r][v]), scale, Simd::load(to)));
+    });
+  });
+}
+
 template <class D, int R, int V, class Rows>
 void multiply_int8_tile(const Rows& rows, const CodedPanel<D>& panel, int64_t words, float* c,
                         int64_t c_stride, const Rows& soon) {
@@ -41,41 +75,12 @@ void multiply_int8_tile(const Rows& rows, const CodedPanel<D>& panel, int64_t wo
   for (auto& row : total)
     for (int v = 0; v < V; ++v) Simd::store(row + v * Simd::lanes, Simd::zero());
   for (int64_t b = 0; b * kBlockWords<D> < words; ++b) {
-    const typename D::Sum* block = panel.data + b * kBlockSums<D>;
-    const char* w = rows.data + b * D::block;
-    typename D::Sum sum[R][V];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = block[v * panel.stride + kBlockWords<D> + 1];
     if (soon.data)
       for (int r = 0; r < R; ++r)
         for (int64_t i = 0; i < D::block; i += 64)
           __builtin_prefetch(soon.data + r * soon.stride + b * D::block + i, 0, 2);
-    const int64_t end = smaller(kBlockWords<D>, words - b * kBlockWords<D>);
-#pragma GCC unroll 1
-    for (int64_t k = 0; k < end; ++k) {
-      typename D::Sum x[V];
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) x[v] = block[v * panel.stride + k];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        const typename D::Sum weight = D::broadcast(w + r * rows.stride + k * 4);
-#pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[r][v] = D::multiply_add(weight, x[v], sum[r][v]);
-      }
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) {
-        Simd::F scale = Simd::from_bits(block[v * panel.stride + kBlockWords<D>]);
-        if constexpr (D::format.group)
-          scale =
-              Simd::mul(scale, Simd::set1(D::group_scale(rows.scales + r * rows.scale_stride, b * D::block)));
-        float* to = total[r] + v * Simd::lanes;
-        Simd::store(to, Simd::fmadd(D::to_float(sum[r][v]), scale, Simd::load(to)));
-      }
+    add_int8_block<D, R, V>(rows, rows.data + b * D::block, panel.data + b * kBlockSums<D>, panel.stride,
+                            smaller(kBlockWords<D>, words - b * kBlockWords<D>), b * D::block, total);
   }
   for (int r = 0; r < R; ++r) {
     float scale = 1.0f;

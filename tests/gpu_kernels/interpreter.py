@@ -6,12 +6,17 @@ replaced (seen in triton 3.6 and 3.7):
 * bf16 lives in it as the bits of a uint16: products (tl.dot) and conversions from integers work on the bits.
 * Conversions to bf16 cut digits off, where hardware rounds to nearest even.
 * numpy from 2.4 on refuses to take an array of one element for an integer, as loop bounds are.
+
+And one for speed: every call of a function within a kernel replaces and restores the whole language, which
+takes most of the time of small kernels. Here a call replaces only what none around it has.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -52,6 +57,8 @@ def prepare() -> None:
     for name in ("create_si_to_fp", "create_ui_to_fp", "create_fp_trunc"):
         setattr(builder, name, convert)
 
+    interpreter._patch_lang = _patch_each_once(interpreter._patch_lang, (tl, tl.core))
+
     if tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
         patch = interpreter._patch_lang_tensor
 
@@ -61,3 +68,31 @@ def prepare() -> None:
             return scope
 
         interpreter._patch_lang_tensor = patch_tensor
+
+
+class _NothingToRestore:
+    def restore(self) -> None:
+        pass
+
+
+def _patch_each_once(patch: Callable[[Any], Any], languages: tuple[Any, ...]) -> Callable[[Any], Any]:
+    patched: list[Any] = []  # modules of the language, as kernels know them
+
+    def patch_once(function: Any) -> Any:
+        seen = [value for value in function.__globals__.values() if inspect.ismodule(value)]
+        new = [language for language in languages if language in seen and language not in patched]
+        if not new:
+            return _NothingToRestore()
+        scope = patch(function)
+        patched.extend(new)
+        restore = scope.restore
+
+        def leave() -> None:
+            restore()
+            for language in new:
+                patched.remove(language)
+
+        scope.restore = leave
+        return scope
+
+    return patch_once

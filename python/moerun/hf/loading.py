@@ -150,6 +150,7 @@ def _load(
 
     if checkpoint.expert_dtype not in DTYPES:
         options = {"config": _config_without_quantisation(folder, checkpoint), **options}
+    from moerun.hf.attention import attach_attention
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import IMPLEMENTATION, attach_layers
     from moerun.hf.quantizer import MoerunConfig
@@ -166,6 +167,7 @@ def _load(
         model.to("cuda")  # type: ignore[arg-type]
     else:
         attach_linears(model, engine)
+        attach_attention(model)
     model.moerun_engine = engine  # type: ignore[assignment]
     return model
 

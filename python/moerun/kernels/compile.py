@@ -67,7 +67,7 @@ def compile_job(job: Job) -> Binary:
         try:
             compiled = _compile(job)
         except Exception as error:  # of the compiler: its exceptions have no common base
-            raise KernelError(f"{job} does not compile: {error}") from error
+            raise KernelError(f"{job} does not compile: {_root(error)}\n{error}") from error
         exceeded = _exceeded(compiled.metadata, job.architecture)
         if exceeded is None:
             return Binary(compiled.asm["cubin"], tile, compiled.metadata.shared, _scratch(job, compiled))
@@ -110,6 +110,13 @@ def _compile(job: Job) -> Any:
         target=GPUTarget("cuda", job.architecture, 32),
         options={"num_warps": job.tile.num_warps, "num_stages": job.tile.num_stages},
     )
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first cause: Triton wraps an error once per function that it was compiling."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _exceeded(metadata: Any, architecture: int) -> str | None:

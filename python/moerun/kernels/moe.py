@@ -147,9 +147,7 @@ def moerun_down(h, slab, y, tiles, pair_weight, LAYER: tl.constexpr, TILE: tl.co
         once = (inter_begin == 0) & (tl.program_id(2) == 0)
         acc += tl.where(once, _bias(blob, LAYER.down_bias, n), 0.0)
     acc = tl.trans(acc) * tl.load(pair_weight + pair)[:, None]
-    to = (first_row + tl.minimum(token, pairs - 1)).to(tl.int64)
-    if TILE.split > 1:
-        to = (first_row + tl.minimum(token, pairs - 1) * TILE.split + tl.program_id(2)).to(tl.int64)
+    to = (first_row + (pair - first_pair) * TILE.split + tl.program_id(2)).to(tl.int64)
     inside = ((token < pairs)[:, None]) & (row < HIDDEN)[None, :]
     tl.store(y + to[:, None] * LAYER.shape.y_stride + row[None, :], acc, mask=inside)
 

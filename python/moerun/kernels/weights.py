@@ -23,15 +23,6 @@ import triton.language as tl
 
 
 @triton.jit
-def _columns(ptr, n, offsets, k, PER_ELEMENT: tl.constexpr, MATRIX: tl.constexpr, STEP: tl.constexpr):
-    """Loads stored elements at `ptr` [N, STEP / PER_ELEMENT], where an element holds PER_ELEMENT columns."""
-    if MATRIX.columns % STEP == 0:
-        return tl.load(ptr)
-    else:
-        return tl.load(ptr, mask=(k + offsets * PER_ELEMENT < MATRIX.columns)[None, :], other=0)
-
-
-@triton.jit
 def _stored(blob, n, k, MATRIX: tl.constexpr, STEP: tl.constexpr):
     """What lies in the rows n, columns k .. k + STEP - 1: numbers [N, STEP], or bytes [N, STEP / parts]."""
     PARTS: tl.constexpr = MATRIX.parts
@@ -42,7 +33,10 @@ def _stored(blob, n, k, MATRIX: tl.constexpr, STEP: tl.constexpr):
         ptr = base + (n * (MATRIX.row_bytes // WIDTH) + k)[:, None] + offsets[None, :]
     else:
         ptr = blob + MATRIX.codes + (n * MATRIX.row_bytes + k // PARTS)[:, None] + offsets[None, :]
-    return _columns(ptr, n, offsets, k, PARTS, MATRIX, STEP)
+    if MATRIX.columns % STEP == 0:
+        return tl.load(ptr)
+    else:
+        return tl.load(ptr, mask=(k + offsets * PARTS < MATRIX.columns)[None, :], other=0)
 
 
 @triton.jit
