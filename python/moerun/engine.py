@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -311,6 +312,13 @@ class Layer:
 
         Experts that lie in host memory and run there need none: without a GPU this does nothing.
         """
+
+    def pinned(self, ids: Any) -> AbstractContextManager[None]:
+        """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.
+
+        Experts that run in host memory are always there: without a GPU this does nothing.
+        """
+        return nullcontext()
 
     def __repr__(self) -> str:
         return f"<moerun.Layer {self._core.index}: {self.spec}>"
