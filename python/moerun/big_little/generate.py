@@ -93,7 +93,7 @@ def generate(
     if not isinstance(big_little, BigLittle):
         raise TypeError(f"big_little must be a moerun.BigLittle, got {type(big_little).__name__}")
     for name in sorted(_REFUSED.keys() & options.keys()):
-        if options[name]:
+        if options[name] is not None and options[name] is not False:
             raise ValueError(f"moerun.generate takes no {name}: {_REFUSED[name]}")
     config = getattr(model, "config", None)
     check_cache(
@@ -104,15 +104,20 @@ def generate(
     )
     selection = selection_for(model, big_little)
     given = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
-    return model.generate(**given, **options, custom_generate=_Loop(selection, big_little))  # type: ignore[operator]
+    loop = _Loop(selection, big_little, options.get("streamer"))
+    return model.generate(**given, **_with_stop_strings(options), custom_generate=loop)  # type: ignore[operator]
 
 
 class _Loop:
-    """The decoding loop, as transformers calls it once everything is prepared."""
+    """The decoding loop, as transformers calls it once everything is prepared.
 
-    def __init__(self, selection: ExpertSelection, options: BigLittle) -> None:
+    transformers gives the streamer the prompt, but does not hand it on to a loop that is not its own.
+    """
+
+    def __init__(self, selection: ExpertSelection, options: BigLittle, streamer: Any) -> None:
         self._selection = selection
         self._options = options
+        self._streamer = streamer
 
     def __call__(
         self,
@@ -121,8 +126,6 @@ class _Loop:
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
-        synced_gpus: bool = False,
-        streamer: Any = None,
         **model_kwargs: Any,
     ) -> Generation:
         _check_config(generation_config)
@@ -134,7 +137,7 @@ class _Loop:
             0 if padding is None else int(padding),
             logits_processor,
             stopping_criteria,
-            streamer,
+            self._streamer,
         )
         counter = Counter()
         little: list[list[bool]] = []
@@ -176,6 +179,19 @@ class _Loop:
             speculator.round()
             sequences.show()
         return speculator.rounds
+
+
+def _with_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` with stop_strings as a criterion: transformers drops their tokenizer before a loop like ours."""
+    from transformers import StoppingCriteriaList, StopStringCriteria
+
+    strings, tokenizer = options.get("stop_strings"), options.get("tokenizer")
+    if strings is None or tokenizer is None:
+        return options
+    criteria = StoppingCriteriaList(options.get("stopping_criteria") or ())
+    criteria.append(StopStringCriteria(tokenizer, strings))
+    others = {name: value for name, value in options.items() if name not in ("stop_strings", "tokenizer")}
+    return {**others, "stopping_criteria": criteria}
 
 
 def decide(options: BigLittle) -> Decide:
