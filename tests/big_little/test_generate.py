@@ -139,7 +139,12 @@ def test_streaming_text_from_another_thread(demo: PreTrainedModel, demo_tokenize
 
 def test_stop_strings(demo: PreTrainedModel, demo_tokenizer) -> None:
     inputs = demo_tokenizer("import os\n", return_tensors="pt")
-    options = {"do_sample": False, "max_new_tokens": 40, "stop_strings": ["import"], "tokenizer": demo_tokenizer}
+    options = {
+        "do_sample": False,
+        "max_new_tokens": 40,
+        "stop_strings": ["import"],
+        "tokenizer": demo_tokenizer,
+    }
     found = moerun.generate(demo, inputs, moerun.BigLittle(lossless=True), **options)
     assert torch.equal(found.sequences, demo.generate(**inputs, **options))
     assert found.statistics.new_tokens < 40
@@ -183,8 +188,8 @@ def test_statistics_add_up(model: PreTrainedModel) -> None:
     assert statistics.bytes_read == after - before
     assert statistics.bytes_read == one_expert * (statistics.experts_read + statistics.prefill_experts_read)
     assert statistics.little_share == statistics.little_tokens / 8
-    assert 0 < statistics.prefill_s
-    assert 0 < statistics.decode_s
+    assert statistics.prefill_s > 0
+    assert statistics.decode_s > 0
 
 
 def test_finished_sequences_read_no_experts(model: PreTrainedModel) -> None:

@@ -53,11 +53,11 @@ class Decoder:
         logits = self._passes.little(tokens, unfinished)
         sure = self._decide(logits) | ~unfinished
         accepted, unsure = sure & unfinished, ~sure
-        counter.tokens["fallback"] += int(unsure.sum())
         if self._refresh_is_due(tokens, accepted):
             counter.tokens["refreshed"] += int(unfinished.sum()) * len(self._since_refresh)
             return Step(self._encode_again(unfinished), torch.zeros_like(sure))
         counter.tokens["little"] += int(accepted.sum())
+        counter.tokens["fallback"] += int(unsure.sum())
         if bool(unsure.any()):
             logits = self._fall_back(tokens, logits, unsure)
         return Step(logits, accepted)

@@ -182,7 +182,7 @@ class _Loop:
 
 
 def _with_stop_strings(options: dict[str, Any]) -> dict[str, Any]:
-    """`options` with stop_strings as a criterion: transformers drops their tokenizer before a loop like ours."""
+    """`options` with stop_strings as a criterion: transformers drops their tokenizer before our loop."""
     from transformers import StoppingCriteriaList, StopStringCriteria
 
     strings, tokenizer = options.get("stop_strings"), options.get("tokenizer")

@@ -71,7 +71,8 @@ class ExpertSelection:
     ) -> None:
         self.layers = layers
         self.choices: dict[int, Choice] = {}  # of the latest little pass, by layer
-        self.experts_read = 0  # experts that were active, once per layer and pass
+        self.experts_read = 0  # experts that were active, once per layer, pass and ...
+        self.sequences = 1  # ... of so many equal parts of the tokens. 1: the batch shares what it reads
         self._modules = modules
         self._little_k = dict(zip(modules, little_k, strict=True))
         self._renormalize = renormalize
@@ -122,12 +123,13 @@ class ExpertSelection:
             ids, weights = little_choice(choice, self._little_k[number], self._renormalize)
         if self._skipped is not None:
             ids = ids.masked_fill(self._skipped[:, None], SKIPPED)
-        self.experts_read += _distinct(ids)
+        self.experts_read += _distinct(ids, self.sequences)
         return hidden, ids, weights
 
 
-def _distinct(ids: torch.Tensor) -> int:
-    """How many experts occur in ids [T, k]; a token's own are distinct."""
+def _distinct(ids: torch.Tensor, parts: int) -> int:
+    """How many experts occur in ids [T, k], counted in each of `parts` equal parts of the rows."""
     if ids.shape[0] == 1:
-        return int((ids >= 0).sum())
-    return int((torch.bincount(ids.flatten() + 1)[1:] > 0).sum())  # SKIPPED is counted first, and dropped
+        return int((ids >= 0).sum())  # a token's own are distinct
+    ordered = torch.nn.functional.pad(ids.reshape(parts, -1), (1, 0), value=SKIPPED).sort(-1).values
+    return int((ordered[:, 1:] != ordered[:, :-1]).sum())

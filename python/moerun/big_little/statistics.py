@@ -18,7 +18,8 @@ class Statistics:
     little_tokens
         Of them, those that a little pass decided; with `lossless`, drafts that were accepted.
     fallbacks
-        Tokens that were run again with all experts as the little pass was not sure.
+        Tokens that were run again with all experts as the little pass was not sure, but for those that a
+        refresh covered.
     refreshed_tokens
         Tokens that were encoded again with all experts after they had been accepted.
     drafted_tokens, accepted_tokens
@@ -82,6 +83,11 @@ class Counter:
         self.seconds[kind] += seconds  # type: ignore[assignment]
         self.experts[kind] += experts
 
+    @property
+    def experts_after_prompt(self) -> int:
+        """Experts read by all passes but the prompt's."""
+        return sum(self.experts[kind] for kind in ("little", "full", "batch"))
+
     def statistics(self, wall_s: float, batch: int, bytes_read: int) -> Statistics:
         """Figures of the run, which took `wall_s` for `batch` sequences."""
         decode_s = wall_s - self.seconds["prefill"]
@@ -98,7 +104,7 @@ class Counter:
             little_passes=self.passes["little"],
             full_passes=full,
             batch_passes=self.passes["batch"],
-            experts_read=sum(self.experts[kind] for kind in ("little", "full", "batch")),
+            experts_read=self.experts_after_prompt,
             prefill_experts_read=self.experts["prefill"],
             bytes_read=bytes_read,
             prefill_s=self.seconds["prefill"],
