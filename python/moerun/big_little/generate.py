@@ -24,7 +24,13 @@ from moerun.big_little.speculator import Round, Speculator
 from moerun.big_little.statistics import Counter, Statistics
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+    from transformers import (
+        DynamicCache,
+        GenerationConfig,
+        LogitsProcessorList,
+        PreTrainedModel,
+        StoppingCriteriaList,
+    )
 
     from moerun.big_little.selection import ExpertSelection
 
@@ -104,20 +110,24 @@ def generate(
     )
     selection = selection_for(model, big_little)
     given = dict(inputs) if isinstance(inputs, Mapping) else {"inputs": inputs}
-    loop = _Loop(selection, big_little, options.get("streamer"))
+    loop = _Loop(selection, big_little, options.get("streamer"), options.get("past_key_values"))
     return model.generate(**given, **_with_stop_strings(options), custom_generate=loop)  # type: ignore[operator]
 
 
 class _Loop:
     """The decoding loop, as transformers calls it once everything is prepared.
 
-    transformers gives the streamer the prompt, but does not hand it on to a loop that is not its own.
+    transformers gives the streamer the prompt, but does not hand it on to a loop that is not its own. A cache
+    that it made itself may lack positions, so only the caller's is used.
     """
 
-    def __init__(self, selection: ExpertSelection, options: BigLittle, streamer: Any) -> None:
+    def __init__(
+        self, selection: ExpertSelection, options: BigLittle, streamer: Any, cache: DynamicCache | None
+    ) -> None:
         self._selection = selection
         self._options = options
         self._streamer = streamer
+        self._cache = cache
 
     def __call__(
         self,
@@ -143,15 +153,9 @@ class _Loop:
         little: list[list[bool]] = []
         rounds: list[Round] = []
         with self._selection as selection:
-            cache = model_kwargs.get("past_key_values")
             mask = model_kwargs.get("attention_mask")
-            passes = Passes(
-                model,
-                selection,
-                torch.ones_like(input_ids) if mask is None else mask,
-                counter,
-                cache if getattr(cache, "_is_user_defined", False) else None,
-            )
+            mask = torch.ones_like(input_ids) if mask is None else mask
+            passes = Passes(model, selection, mask, counter, self._cache)
             do_sample = bool(generation_config.do_sample)
             _append(sequences, choose(sequences.scores(passes.prefill(input_ids)), do_sample))
             if self._options.lossless:
