@@ -49,7 +49,7 @@ def main() -> None:
         return
     (options.output / "mobile.md").write_text(page.render(data))
     plots.quality(data["quality"]["texts"], options.output / "mobile-quality.png")
-    plots.replayed(data["replay"], page.SHOWN, options.output / "mobile-replay.png")
+    plots.replayed(data["replay"], replayed.SHOWN, options.output / "mobile-replay.png")
 
 
 if __name__ == "__main__":

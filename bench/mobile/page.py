@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 
 from bench.mobile.plots import TITLES
+from bench.mobile.replayed import BASE, SHOWN
 from moerun.replay.tables import markdown
-
-SHOWN = "15% fall back"  # the pattern of the replay's plot
-BASE = "all experts"
 
 HEAD = """\
 # MoBiLE: big-little experts
