@@ -180,9 +180,9 @@ def _in_short(data: dict[str, Any]) -> str:
             f"{speed[f'big-little, {SHOWN}']['over_big']['median']:.2f}x",
         ],
         [
-            "lossless over all experts on the CPU (measured, imposed)",
+            "lossless over all experts on the CPU, the better of two thresholds (measured, imposed)",
             "",
-            f"{speed['lossless']['over_big']['median']:.2f}x",
+            f"{max(s['over_big']['median'] for way, s in speed.items() if 'lossless' in way):.2f}x",
         ],
         [
             "confidence against chance, agreement at the same share (measured)",

@@ -29,6 +29,7 @@ SEEDS = 3  # of the random baseline
 SHARES = (0.25, 0.5, 0.75)  # of little tokens, at which the measures of confidence are compared
 FALLBACKS = (0.08, 0.15, 0.25)  # what the paper's speed implies if copies decide (docs/results/mobile.md)
 PROMPTS, NEW = 20, 64  # of the lossless runs
+DRAFTED_FROM = (0.0, 0.5)  # thresholds of the lossless runs whose pattern is imposed elsewhere
 
 
 def source_files() -> list[Path]:
@@ -195,15 +196,20 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
             "threshold": threshold,
             "sure": "".join("10"[not bit] for bit in reading.little[:8].flatten().tolist()),
         }
-    rounds = []
-    for window in windows[:4]:
-        found = moerun.generate(
-            model,
-            window[None, :PROMPT],
-            moerun.BigLittle(0.5, lossless=True),
-            do_sample=False,
-            max_new_tokens=NEW,
-            eos_token_id=None,
-        )
-        rounds += [[r.little_passes, r.drafted[0], r.accepted[0]] for r in found.rounds]
-    return {"sure": sure, "rounds": {"threshold": 0.5, "rounds": rounds}}
+    rounds = {}
+    for threshold in DRAFTED_FROM:
+        runs = [
+            moerun.generate(
+                model,
+                window[None, :PROMPT],
+                moerun.BigLittle(threshold, lossless=True),
+                do_sample=False,
+                max_new_tokens=NEW,
+                eos_token_id=None,
+            ).rounds
+            for window in windows[:4]
+        ]
+        rounds[f"drafts from {threshold:g}"] = [
+            [r.little_passes, r.drafted[0], r.accepted[0]] for run in runs for r in run
+        ]
+    return {"sure": sure, "rounds": rounds}

@@ -25,7 +25,7 @@ from moerun.big_little.statistics import Counter
 
 LAYERS = 4
 WORDS = 12_672  # of Qwen3's 151,936: the head's share of a step is then that of all 48 layers
-PROMPT, TOKENS, ROUNDS = 64, 24, 9
+PROMPT, TOKENS, ROUNDS = 64, 24, 5
 
 
 class Decoding:
@@ -134,6 +134,7 @@ def _ways(decoding: Decoding, patterns: dict[str, Any]) -> dict[str, Callable[[]
     for name, pattern in patterns["sure"].items():
         bits = cycle(bit == "1" for bit in pattern["sure"])
         ways[f"big-little, {name}"] = lambda bits=bits: decoding.big_little(bits)
-    rounds = cycle(tuple(r) for r in patterns["rounds"]["rounds"])
-    ways["lossless"] = lambda: decoding.lossless(rounds)
+    for name, found in patterns["rounds"].items():
+        rounds = cycle(tuple(r) for r in found)
+        ways[f"lossless, {name}"] = lambda rounds=rounds: decoding.lossless(rounds)
     return ways
