@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from bench.mobile.plots import TITLES
-from bench.mobile.replayed import BASE, SHOWN
+from bench.mobile.replayed import BASE, BITS, MIDDLE_GB, PAPER_MODELS, SHOWN
 from moerun.replay.tables import markdown
 
 HEAD = """\
@@ -105,9 +105,8 @@ def render(data: dict[str, Any]) -> str:
         "## On a GPU that the experts do not fit (simulated): ms per token\n\n![replay](mobile-replay.png)\n",
         REPLAY_NOTE,
         *(f"### {_stored(bits)}\n\n{_replay(replay, bits)}\n" for bits in _distinct(replay, "bits")),
-        "### By fallback rate: speed over all experts on the same system, mean over memory sizes, "
-        f"{_stored(16.0)}\n\n"
-        f"{_by_pattern(replay, quality)}\n",
+        f"### By fallback rate: speed over all experts on the same system, {MIDDLE_GB} GB, "
+        f"{_stored(BITS[0])}\n\n{_by_pattern(replay)}\n\nIn each cell: {', '.join(PAPER_MODELS)}.\n",
         LEFT_NOTE,
         ASSUMED.format(machine="RTX 4080 16 GB, PCIe 4, DDR4-3200"),
     ]
@@ -315,26 +314,17 @@ def _replay(rows: list[dict[str, Any]], bits: float) -> str:
     return markdown([*head, "all together"], table)
 
 
-def _by_pattern(rows: list[dict[str, Any]], quality: dict[str, Any]) -> str:
-    rows = [row for row in rows if row["bits"] == 16.0]
-    patterns = [pattern for pattern in _distinct(rows, "pattern") if pattern != BASE]
-    sure = quality["patterns"]["sure"]
+def _by_pattern(rows: list[dict[str, Any]]) -> str:
+    rows = [row for row in rows if (row["bits"], row["gpu_gb"]) == (BITS[0], MIDDLE_GB)]
     table = []
-    for pattern in patterns:
-        name, rate = pattern, "0%"
-        if pattern in sure:
-            bits = sure[pattern]["sure"]
-            rate = f"{bits.count('0') / len(bits):.0%}"
-            name = f"demo model at {sure[pattern]['threshold']:.2f}"
-        cells = [name, rate]
+    for pattern in _distinct(rows, "pattern"):
+        these = [row for row in rows if row["pattern"] == pattern]
+        cells = ["demo model at 0.7" if pattern == "0.7" else pattern, f"{these[0]['fallbacks']:.0%}"]
         for system in _distinct(rows, "system"):
-            for model in _distinct(rows, "model"):
-                of_model = [row for row in rows if row["model"] == model and row["system"] == system]
-                gains = _gains(_times(of_model, pattern=BASE), _times(of_model, pattern=pattern))
-                cells.append(f"{np.mean(gains):.2f}x")
-        table.append(cells)
-    head = ["pattern", "fallbacks"]
-    head += [
-        f"{system}: {model}" for system in _distinct(rows, "system") for model in _distinct(rows, "model")
-    ]
-    return markdown(head, table)
+            gains = _gains(
+                _times(rows, system=system, pattern=BASE), _times(rows, system=system, pattern=pattern)
+            )
+            cells.append(" ".join(f"{gain:.2f}" for gain in gains))
+        if pattern != BASE:
+            table.append(cells)
+    return markdown(["pattern", "fallbacks", *_distinct(rows, "system")], table)

@@ -184,7 +184,7 @@ def _equality(model: Any, dtype: str, windows: torch.Tensor) -> dict[str, Any]:
 
 
 def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
-    """Which tokens are sure, in the order of the text, for the parts that impose the pattern elsewhere."""
+    """Which tokens are sure, for the parts that impose the pattern elsewhere."""
     values = _confidences(own, MEASURES[0], lambda: None)
     thresholds = {"0.7": 0.7}
     thresholds |= {f"{share:.0%} fall back": float(values.quantile(share)) for share in FALLBACKS}
@@ -194,7 +194,8 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
         reading = own.read(options, decide(options))
         sure[name] = {
             "threshold": threshold,
-            "sure": "".join("10"[not bit] for bit in reading.little[:8].flatten().tolist()),
+            # Windows take turns, so that a short stretch has the share of the whole.
+            "sure": "".join("10"[not bit] for bit in reading.little[:8].T.flatten().tolist()),
         }
     rounds = {}
     for threshold in DRAFTED_FROM:
