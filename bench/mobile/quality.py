@@ -29,6 +29,7 @@ SEEDS = 3  # of the random baseline
 SHARES = (0.25, 0.5, 0.75)  # of little tokens, at which the measures of confidence are compared
 FALLBACKS = (0.08, 0.15, 0.25)  # what the paper's speed implies if copies decide (docs/results/mobile.md)
 PROMPTS, NEW = 20, 64  # of the lossless runs
+STRIDE = 331  # prime
 DRAFTED_FROM = (0.0, 0.5)  # thresholds of the lossless runs whose pattern is imposed elsewhere
 
 
@@ -194,8 +195,7 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
         reading = own.read(options, decide(options))
         sure[name] = {
             "threshold": threshold,
-            # Windows take turns, so that a short stretch has the share of the whole.
-            "sure": "".join("10"[not bit] for bit in reading.little[:8].T.flatten().tolist()),
+            "sure": _mixed("".join("10"[not bit] for bit in reading.little[:8].flatten().tolist())),
         }
     rounds = {}
     for threshold in DRAFTED_FROM:
@@ -214,3 +214,10 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
             [r.little_passes, r.drafted[0], r.accepted[0]] for run in runs for r in run
         ]
     return {"sure": sure, "rounds": rounds}
+
+
+def _mixed(bits: str) -> str:
+    """The same bits in an order that jumps between windows and places, in strides that share no factor with
+    their number: the beginning of a window falls back more often than its end, and a short stretch of the
+    pattern shall have the share of the whole."""
+    return "".join(bits[i * STRIDE % len(bits)] for i in range(len(bits)))

@@ -25,7 +25,7 @@ from moerun.big_little.statistics import Counter
 
 LAYERS = 4
 WORDS = 12_672  # of Qwen3's 151,936: the head's share of a step is then that of all 48 layers
-PROMPT, TOKENS, ROUNDS = 64, 12, 3
+PROMPT, TOKENS, ROUNDS = 64, 24, 9
 
 
 class Decoding:
