@@ -65,7 +65,10 @@ REPLAY_NOTE = """
 *on demand* copies every missing expert before the GPU runs it (LRU cache, no prediction), which is what the
 paper compares with. *HybriMoE* and *ours* run experts on the CPU as well and prefetch. With big-little, each
 of them runs the little passes and the fallbacks; a fallback knows its routing and prefetches by it. The GPU
-holds the dense layers, 2 GB of other things (assumed), and as many experts as then fit.
+holds the dense layers, 2 GB of other things (assumed), and as many experts as then fit. Patterns are named
+after the share of little passes below their threshold when all are accepted; once some fall back, and in the
+stretch that is replayed, it is more: the last table has what it was. The others show the pattern "15% fall
+back", in which a quarter does.
 """
 
 LEFT_NOTE = """
@@ -79,8 +82,8 @@ little on demand and loses on the others.
 ASSUMED = """
 ## Assumed, and not modelled
 
-- The machine: {machine}, figures and sources in `python/moerun/replay/profiles`. 2 GB of GPU memory for
-  context, keys and values, head and working space.
+- The machine: {machine}; figures and sources are in
+  `python/moerun/replay/profiles`. 2 GB of GPU memory for context, keys and values, head and working space.
 - Routing of the four models is made up (`replay/synthetic.py`); only DeepSeek-V2-Lite's is fitted to a
   published hit rate, the others take Qwen2's. Little passes and fallbacks are given the same routing, though
   in a model deeper layers may choose a little differently once all experts ran.
@@ -150,6 +153,7 @@ def _range(values: list[float]) -> str:
 def _in_short(data: dict[str, Any]) -> str:
     replay = data["replay"]
     wide = {"bits": 16.0}
+    fallen = next(row["fallbacks"] for row in replay if row["pattern"] == SHOWN)
     plain, with_little = {**wide, "pattern": BASE}, {**wide, "pattern": SHOWN}
     on_demand = _times(replay, **plain, system="on demand")
     hybrid = _times(replay, **plain, system="HybriMoE")
@@ -163,7 +167,7 @@ def _in_short(data: dict[str, Any]) -> str:
     ]
     rows = [
         [
-            f"big-little over on-demand offloading, {SHOWN} (simulated)",
+            f"big-little over on-demand offloading, {fallen:.0%} fallbacks (simulated)",
             "1.60x to 1.72x (paper)",
             _range(_gains(on_demand, _times(replay, **with_little, system="on demand"))),
         ],
@@ -198,7 +202,9 @@ def _in_short(data: dict[str, Any]) -> str:
             f"{min(beats):+.1%} to {max(beats):+.1%} of the tokens",
         ],
     ]
-    note = f"The replay's figures are over all four models and 8 to 16 GB, {_stored(16.0)}."
+    busy = data["speed"]["waiting"] > QUIET
+    speed_note = " Speed was measured on a busy machine: see there." if busy else ""
+    note = f"The replay's figures are over all four models and 8 to 16 GB, {_stored(16.0)}.{speed_note}"
     return "## In short\n\n" + markdown(["", "paper or goal", "here"], rows) + f"\n\n{note}\n"
 
 
