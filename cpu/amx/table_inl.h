@@ -13,13 +13,14 @@ namespace moerun::cpu {
 namespace {
 
 // A Dot of bf16 activations whose tokens in vectors are multiplied in tiles.
-template <class Tiles, class D>
+template <class Hardware, class D>
 struct InTiles : D {
+  using Tiles = InTiles<Hardware, Bf16Dot>;
   static constexpr int64_t tile_k = 2 * kTileWords, group_rows = 2 * kTileRows;
-  static void multiply_group(const Rows& rows, int64_t count, const Panel<InTiles>& panel, int64_t words,
+  static void multiply_group(const Rows& rows, int64_t count, const Panel<Tiles>& panel, int64_t words,
                              float* c, int64_t c_stride, bool in_cache, const Rows& after) {
     static_assert(Simd::lanes == kTileTokens);
-    multiply_group_in_tiles<Tiles>(rows, count, panel, words, c, c_stride, in_cache, after);
+    multiply_group_in_tiles<Hardware>(rows, count, panel, words, c, c_stride, in_cache, after);
   }
 };
 

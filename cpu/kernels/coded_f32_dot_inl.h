@@ -24,6 +24,7 @@ template <WeightFormat W>
 struct CodedF32Dot {
   static constexpr const FormatInfo& format = info(W);
   using X = float;
+  using Tiles = F32Dot<DType::f32>;
   using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;

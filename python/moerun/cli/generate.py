@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moerun import policy
-from moerun.cli import arguments
+from moerun.cli import arguments, big_little
 from moerun.cli.generation_report import ExpertClock, figures, render
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from moerun import Engine
+    from moerun import BigLittle, Engine
+    from moerun.big_little.statistics import Statistics
 
 EXAMPLES = """\
 examples:
@@ -34,6 +35,7 @@ examples:
   moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
   moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32
   moerun generate ./Qwen3-30B-A3B "Once upon a time" --device cuda --gpu-cache 8GiB
+  moerun generate ./OLMoE-1B-7B "Once upon a time" --big-little 0.7 --stats
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
 """
 
@@ -85,6 +87,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"quantise the experts: {', '.join(WEIGHT_FORMATS)} (default: as saved)",
     )
+    big_little.add_mode(parser)
     parser.add_argument(
         "--device",
         choices=DEVICES,
@@ -106,7 +109,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help=f"who runs an expert: {', '.join(policy.METHODS)} (default: balanced)",
     )
     parser.add_argument(
-        "--stats", action="store_true", help="also show how often each layer uses its experts"
+        "--stats",
+        action="store_true",
+        help="also show how often each layer uses its experts, and what --big-little did",
     )
     parser.add_argument(
         "--json", action="store_true", help="print text and figures as one JSON object at the end"
@@ -122,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
 
     prompt = read_prompt(args.prompt)
     folder = checkpoint_folder(args.checkpoint)
-    moe_layers = Checkpoint(folder).moe_layers  # fails on a damaged one before torch takes seconds to import
+    checkpoint = Checkpoint(folder)  # fails on a damaged one before torch takes seconds to import
+    options = big_little.options_of(args, checkpoint)
     threads = args.threads or default_threads()
 
     start = time.perf_counter()
@@ -137,16 +143,22 @@ def run(args: argparse.Namespace) -> int:
     engine: Engine = model.moerun_engine  # type: ignore[assignment]
     experts = ExpertClock(engine.stats)
     stream = TokenStream(partial(decode, tokenizer), write, experts.prefill_is_over)
-    generate(model, ids, stream, args)
+    statistics = generate(model, ids, stream, args, options)
 
     report = figures(stream.timing(), experts, load_s)
-    tokens_by_layer = dict(zip(moe_layers, experts.tokens(), strict=True))
+    tokens_by_layer = dict(zip(checkpoint.moe_layers, experts.tokens(), strict=True))
     if args.json:
         usage = {str(layer): tokens.tolist() for layer, tokens in tokens_by_layer.items()}
+        if options is not None and statistics is not None:
+            report["big_little"] = big_little.as_figures(options, statistics)
         print(json.dumps({"text": stream.text, **report, "expert_tokens_by_layer": usage}, indent=2))
         return 0
     write_now("" if stream.text.endswith("\n") else "\n")
-    sections = [render(report), *([usage_table(tokens_by_layer)] if args.stats else [])]
+    sections = [render(report)]
+    if args.stats and options is not None and statistics is not None:
+        sections.append(big_little.render(options, statistics))
+    if args.stats:
+        sections.append(usage_table(tokens_by_layer))
     print("\n" + "\n\n".join(sections), file=sys.stderr)
     return 0
 
@@ -204,9 +216,13 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def generate(
-    model: PreTrainedModel, ids: torch.Tensor, stream: TokenStream, args: argparse.Namespace
-) -> None:
-    """Generate from ``ids`` into ``stream``."""
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    stream: TokenStream,
+    args: argparse.Namespace,
+    options: BigLittle | None = None,
+) -> Statistics | None:
+    """Generate from ``ids`` into ``stream``; with big-little options, returns what that did."""
     import torch
 
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -220,14 +236,20 @@ def generate(
         torch.manual_seed(args.seed)
     ends = {"eos_token_id": None} if args.ignore_eos else {}
     ids = ids.to(model.device)
-    model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=args.max_new_tokens,
-        streamer=stream,
+    arguments: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
+        "streamer": stream,
         **sampling(args.temperature, args.top_p),
         **ends,
-    )
+    }
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if options is None:
+        model.generate(**inputs, **arguments)  # type: ignore[operator]
+        return None
+
+    import moerun
+
+    return moerun.generate(model, inputs, options, **arguments).statistics
 
 
 def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
