@@ -46,20 +46,20 @@ class EngineConfig:
     device
         "cpu"; "cuda" for CPU and GPU together; "auto" for a GPU if there is one that can be used.
     gpu_cache
-        Device memory for experts: bytes (an int, or "8GiB"), a fraction of the device's memory (0.5, "50%"), or
-        "auto": what is free when the engine is made, less an eighth of all.
+        Device memory for experts: bytes (an int, or "8GiB"), a fraction of the device's memory (0.5, "50%"),
+        or "auto": what is free when the engine is made, less an eighth of all.
     schedule
-        Who runs an expert: "balanced" (ours), "hybrimoe" (arXiv 2504.05897), "static" (cached ones on the GPU,
-        others on the CPU), "ondemand" (all on the GPU, copied when needed), "gpu" (all on the GPU and all
-        cached), "cpu"; others are in moerun.policy.METHODS.
+        Who runs an expert: "balanced" (ours), "hybrimoe" (arXiv 2504.05897), "static" (cached ones on the
+        GPU, others on the CPU), "ondemand" (all on the GPU, copied when needed), "gpu" (all on the GPU and
+        all cached), "cpu"; others are in moerun.policy.METHODS.
     cache
         Which expert leaves the cache: "mrs" (arXiv 2504.05897, section IV-D), "lru", "lfu" or "recent".
     prefetch
         "impact" copies experts that Layer.hint predicts while the bus is idle; "none" does not.
     store
         Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
-        refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned, else
-        staged).
+        refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned,
+        else staged).
     cpu_threads
         Threads that compute, the calling one included; None means all cores that this process may use.
     isa
@@ -106,9 +106,9 @@ class EngineConfig:
 
 def _make_core(config: EngineConfig) -> _core.Engine:
     """The C++ engine; with device="auto", one without a GPU where there is none to use."""
-    common = {"cpu_threads": config.cpu_threads or 0, "isa": config.isa or ""}
+    threads, isa = config.cpu_threads or 0, config.isa or ""
     if config.device == "cpu":
-        return _core.Engine(**common)
+        return _core.Engine(threads, isa)
     size = parse_memory_size(config.gpu_cache, "gpu_cache")
     options = _core.GpuOptions(
         schedule=config.schedule,
@@ -119,14 +119,14 @@ def _make_core(config: EngineConfig) -> _core.Engine:
         cache_fraction=size if isinstance(size, float) else None,
     )
     try:
-        core = _core.Engine(**common, gpu=options)
+        core = _core.Engine(threads, isa, options)
         check_available(core.gpu_architecture)
         return core
     except (GpuError, KernelError) as error:
         if config.device == "cuda":
             raise
         _log.info("running on the CPU: %s", error)
-        return _core.Engine(**common)
+        return _core.Engine(threads, isa)
 
 
 class Engine:
@@ -160,7 +160,8 @@ class Engine:
             raise TypeError(f"Engine has no option {', '.join(sorted(unknown))}; it has {known}")
         self.config = dataclasses.replace(config, **options)
         self._core = _make_core(self.config)
-        self._kernels = EngineKernels(self._core) if self._core.gpu_name is not None else None
+        self._gpu = self._core.gpu_name
+        self._kernels = None if self._gpu is None else EngineKernels(self._core)
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
 
@@ -291,6 +292,11 @@ class Engine:
         )
 
     @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that runs experts; None in an engine without one."""
+        return self._gpu
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers in the order in which they were added."""
         return tuple(self._layers)
@@ -301,13 +307,14 @@ class Engine:
         ``cpu_threads``, ``isa``, ``workspace_bytes`` and, per layer in ``layers``: ``batches``, ``tokens``,
         ``seconds``, ``weight_bytes`` (of active experts, once per batch) and ``expert_tokens``, int64 [E].
 
-        With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts that
-        were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
+        With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts
+        that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
         were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
         ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
         layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
-        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was busy.
+        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was
+        busy.
         """
         return self._core.stats()
 
@@ -410,7 +417,8 @@ class Layer:
         Parameters
         ----------
         next_ids
-            ``[tokens, k]`` int32 or int64, the most probable expert first; ids outside of 0 .. E-1 are skipped.
+            ``[tokens, k]`` int32 or int64, the most probable expert first; ids outside of 0 .. E-1 are
+            skipped.
         scores
             Not used yet: how far a rank can be trusted is learned from what comes true.
 

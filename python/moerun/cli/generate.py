@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from moerun import policy
 from moerun.cli import arguments
 from moerun.cli.generation_report import ExpertClock, figures, render
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
+from moerun.engine import DEVICES
 from moerun.layer_spec import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ examples:
   moerun generate ./Qwen3-30B-A3B --chat "Why is the sky blue?" --max-new-tokens 400
   moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
   moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32
+  moerun generate ./Qwen3-30B-A3B "Once upon a time" --device cuda --gpu-cache 8GiB
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
 """
 
@@ -83,6 +86,26 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help=f"quantise the experts: {', '.join(WEIGHT_FORMATS)} (default: as saved)",
     )
     parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="where experts run: on the CPU, on CPU and GPU together, or as this machine allows (default)",
+    )
+    parser.add_argument(
+        "--gpu-cache",
+        type=arguments.memory_size,
+        default="auto",
+        metavar="SIZE",
+        help="GPU memory for experts: 8GiB, 50%% of the GPU's, or auto (what is free; default)",
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=policy.METHODS,
+        default="balanced",
+        metavar="NAME",
+        help=f"who runs an expert: {', '.join(policy.METHODS)} (default: balanced)",
+    )
+    parser.add_argument(
         "--stats", action="store_true", help="also show how often each layer uses its experts"
     )
     parser.add_argument(
@@ -103,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
     threads = args.threads or default_threads()
 
     start = time.perf_counter()
-    model = load_model(folder, args.dtype, threads, args.experts)
+    where = {"device": args.device, "gpu_cache": args.gpu_cache, "schedule": args.schedule}
+    model = load_model(folder, args.dtype, threads, args.experts, **where)
     tokenizer = load_tokenizer(folder)
     load_s = time.perf_counter() - start
 
@@ -134,7 +158,9 @@ def default_threads() -> int:
     return int(_core.cpu_info()["usable_cores"])
 
 
-def load_model(folder: str, dtype: str, threads: int, experts: str | None = None) -> PreTrainedModel:
+def load_model(
+    folder: str, dtype: str, threads: int, experts: str | None = None, **engine_options: Any
+) -> PreTrainedModel:
     """The checkpoint as a transformers model; its torch part uses as many threads as the engine."""
     import torch
     from transformers.utils import logging
@@ -145,7 +171,11 @@ def load_model(folder: str, dtype: str, threads: int, experts: str | None = None
         logging.disable_progress_bar()
     torch.set_num_threads(threads)
     return moerun.hf.from_pretrained(
-        folder, dtype=None if dtype == "auto" else dtype, experts=experts, cpu_threads=threads
+        folder,
+        dtype=None if dtype == "auto" else dtype,
+        experts=experts,
+        cpu_threads=threads,
+        **engine_options,
     )
 
 
@@ -189,6 +219,7 @@ def generate(
     if args.seed is not None:
         torch.manual_seed(args.seed)
     ends = {"eos_token_id": None} if args.ignore_eos else {}
+    ids = ids.to(model.device)
     model.generate(  # type: ignore[operator]
         ids,
         attention_mask=torch.ones_like(ids),
