@@ -12,7 +12,8 @@ import os
 from typing import Any
 
 from moerun import _core
-from moerun.engine import Engine, EngineConfig, Handle, Layer
+from moerun.engine import Engine, Handle, Layer
+from moerun.engine_config import EngineConfig
 from moerun.errors import CheckpointError, GpuError, GpuOutOfMemoryError, MoerunError
 from moerun.layer_spec import QUANTISED, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
 

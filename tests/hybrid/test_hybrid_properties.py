@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from gpu_counters import check_counters
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -70,19 +71,3 @@ def test_any_residency_order_and_split_equal_the_oracle(
             expected.check(handle.wait())
         check_counters(engine.stats(), added[0]._core.expert_bytes)
     assert gpu.violations() == []
-
-
-def check_counters(stats: dict[str, Any], expert_bytes: int) -> None:
-    """What every run must satisfy."""
-    active = sum(layer["weight_bytes"] for layer in stats["layers"]) // expert_bytes
-    gpu = stats["gpu"]
-    assert gpu["resident"] <= gpu["slots"]
-    assert gpu["hits"] + gpu["misses"] == active
-    assert gpu["gpu_steps"] <= gpu["steps"]
-    assert gpu["copies"] <= gpu["misses"]
-    ended = ("completed", "promoted", "cancelled")
-    assert sum(gpu[f"prefetches_{end}"] for end in ended) <= gpu["prefetches"]
-    assert gpu["prefetches_used"] + gpu["prefetches_wasted"] <= gpu["prefetches"]
-    # Copied in, and not evicted again, is what is there or was given up on the way.
-    arrived = gpu["copies"] + gpu["prefetches_completed"] + gpu["prefetches_promoted"]
-    assert arrived - gpu["evictions"] == gpu["resident"]

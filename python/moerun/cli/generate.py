@@ -18,7 +18,7 @@ from moerun.cli import arguments
 from moerun.cli.generation_report import ExpertClock, figures, render
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
-from moerun.engine import DEVICES
+from moerun.engine_config import DEVICES
 from moerun.layer_spec import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
