@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moerun import policy
 from moerun.cli import arguments
 from moerun.cli.generation_report import ExpertClock, figures, render
+from moerun.cli.gpu_report import gpu_table
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
 from moerun.engine_config import DEVICES
@@ -96,7 +97,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         type=arguments.memory_size,
         default="auto",
         metavar="SIZE",
-        help="GPU memory for experts: 8GiB, 50%% of the GPU's, or auto (what is free; default)",
+        help="GPU memory for experts: 8GiB, 0.5 or 50%% of the GPU's, or auto (what is free; default)",
     )
     parser.add_argument(
         "--schedule",
@@ -106,7 +107,9 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         help=f"who runs an expert: {', '.join(policy.METHODS)} (default: balanced)",
     )
     parser.add_argument(
-        "--stats", action="store_true", help="also show how often each layer uses its experts"
+        "--stats",
+        action="store_true",
+        help="also show how often each layer uses its experts, and the GPU's hits, misses and copies",
     )
     parser.add_argument(
         "--json", action="store_true", help="print text and figures as one JSON object at the end"
@@ -139,14 +142,17 @@ def run(args: argparse.Namespace) -> int:
     stream = TokenStream(partial(decode, tokenizer), write, experts.prefill_is_over)
     generate(model, ids, stream, args)
 
-    report = figures(stream.timing(), experts, load_s)
+    report = figures(stream.timing(), experts, load_s, engine.gpu)
     tokens_by_layer = dict(zip(moe_layers, experts.tokens(), strict=True))
     if args.json:
         usage = {str(layer): tokens.tolist() for layer, tokens in tokens_by_layer.items()}
         print(json.dumps({"text": stream.text, **report, "expert_tokens_by_layer": usage}, indent=2))
         return 0
     write_now("" if stream.text.endswith("\n") else "\n")
-    sections = [render(report), *([usage_table(tokens_by_layer)] if args.stats else [])]
+    sections = [render(report)]
+    if args.stats:
+        sections += [gpu_table(report["gpu"])] if report["gpu"] else []
+        sections.append(usage_table(tokens_by_layer))
     print("\n" + "\n\n".join(sections), file=sys.stderr)
     return 0
 
