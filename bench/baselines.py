@@ -30,7 +30,7 @@ def torch_loop(spec: LayerSpec, tensors: dict[str, torch.Tensor], batch: Batch) 
         h = batch.x.index_select(0, rows) @ tensors["gate_up"][expert].T
         if spec.bias:
             h += tensors["gate_up_bias"][expert]
-        y = _activate(spec, h) @ tensors["down"][expert].T
+        y = activate(spec, h) @ tensors["down"][expert].T
         if spec.bias:
             y += tensors["down_bias"][expert]
         out.index_add_(0, rows, y * weights.index_select(0, order[begin:end]))
@@ -49,7 +49,7 @@ def grouped_mm(spec: LayerSpec, tensors: dict[str, torch.Tensor], batch: Batch) 
     experts = batch.ids.reshape(-1).index_select(0, order)
     if spec.bias:
         h += tensors["gate_up_bias"].index_select(0, experts)
-    y = functional.grouped_mm(_activate(spec, h), tensors["down"].transpose(1, 2), offs=ends)
+    y = functional.grouped_mm(activate(spec, h), tensors["down"].transpose(1, 2), offs=ends)
     if spec.bias:
         y += tensors["down_bias"].index_select(0, experts)
     y = y * batch.weights.reshape(-1, 1).index_select(0, order)
@@ -66,7 +66,8 @@ def _by_expert(spec: LayerSpec, batch: Batch) -> tuple[torch.Tensor, torch.Tenso
     return order, order // spec.top_k, ends
 
 
-def _activate(spec: LayerSpec, h: torch.Tensor) -> torch.Tensor:
+def activate(spec: LayerSpec, h: torch.Tensor) -> torch.Tensor:
+    """act(gate) * up of h [rows, 2I], gate first."""
     gate, up = h.chunk(2, dim=-1)
     if spec.activation == "silu":
         return functional.silu(gate) * up

@@ -22,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "QUANTISED",
     "WEIGHT_FORMATS",
+    "BigLittle",
     "Checkpoint",
     "CheckpointError",
     "Engine",
@@ -34,6 +35,7 @@ __all__ = [
     "Layer",
     "LayerSpec",
     "MoerunError",
+    "generate",
     "hf",
     "policy",
     "replay",
@@ -54,6 +56,10 @@ _point_core_at_torchs_openmp()
 def __getattr__(name: str) -> Any:
     if name == "Checkpoint":
         return importlib.import_module("moerun.checkpoint").Checkpoint
+    if name == "BigLittle":
+        return importlib.import_module("moerun.big_little.options").BigLittle
+    if name == "generate":
+        return importlib.import_module("moerun.big_little.generate").generate
     if name in ("hf", "policy", "replay", "routing"):
         return importlib.import_module(f"moerun.{name}")
     raise AttributeError(f"module 'moerun' has no attribute {name!r}")

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -365,6 +366,13 @@ class Layer:
         best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
         np.minimum.at(best, ids[known], ranks[known])
         self.engine._core.hint(self._core, loads.tolist(), best.tolist())
+
+    def pinned(self, ids: Any) -> AbstractContextManager[None]:
+        """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.
+
+        Experts that run in host memory are always there: without a GPU this does nothing.
+        """
+        return nullcontext()
 
     def __repr__(self) -> str:
         return f"<moerun.Layer {self._core.index}: {self.spec}>"

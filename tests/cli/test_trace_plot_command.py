@@ -58,8 +58,7 @@ def test_lanes_of_an_engine_with_a_gpu(gpu: FakeDriver, tmp_path: Path) -> None:
     lanes = [lane for _, lane in sorted({(span.row, span.lane) for span in spans})]
     assert lanes == ["CPU thread 0", "GPU", "H2D copies", "D2H copies"]
     step = timeline.last_step(spans)
-    results = [span.layer for span in step if span.lane == "D2H copies"]
-    assert results == [0, 1]  # one batch of either layer
+    assert {span.layer for span in step if span.lane == "D2H copies"} == {0, 1}
     assert main(["trace-plot", str(path), "-o", str(picture)]) == 0
     drawn = picture.read_text()
     assert all(f"<!-- {lane} -->" in drawn for lane in {span.lane for span in step})

@@ -41,7 +41,7 @@ def layers() -> list[Experts]:
     return [expert_layers.random_experts(EXPERTS, HIDDEN, INTER, bias=True, seed=n) for n in range(LAYERS)]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     schedule=st.sampled_from(SCHEDULES),
     cache=st.sampled_from(["lru", "lfu", "recent", "mrs"]),

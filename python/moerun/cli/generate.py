@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from moerun import policy
-from moerun.cli import arguments
+from moerun.cli import arguments, big_little
 from moerun.cli.generation_report import ExpertClock, figures, render
 from moerun.cli.gpu_report import gpu_table
 from moerun.cli.prompt import encode, read_prompt
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from moerun import Engine
+    from moerun import BigLittle, Engine
+    from moerun.big_little.statistics import Statistics
 
 EXAMPLES = """\
 examples:
@@ -35,6 +36,7 @@ examples:
   moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
   moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32
   moerun generate ./Qwen3-30B-A3B "Once upon a time" --device cuda --gpu-cache 8GiB
+  moerun generate ./OLMoE-1B-7B "Once upon a time" --big-little 0.7 --stats
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
 """
 
@@ -86,6 +88,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"quantise the experts: {', '.join(WEIGHT_FORMATS)} (default: as saved)",
     )
+    big_little.add_mode(parser)
     parser.add_argument(
         "--device",
         choices=DEVICES,
@@ -109,7 +112,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stats",
         action="store_true",
-        help="also show how often each layer uses its experts, and the GPU's hits, misses and copies",
+        help="also show how often each layer uses its experts, the GPU's hits, misses and copies, and what "
+        "--big-little did",
     )
     parser.add_argument(
         "--json", action="store_true", help="print text and figures as one JSON object at the end"
@@ -125,7 +129,8 @@ def run(args: argparse.Namespace) -> int:
 
     prompt = read_prompt(args.prompt)
     folder = checkpoint_folder(args.checkpoint)
-    moe_layers = Checkpoint(folder).moe_layers  # fails on a damaged one before torch takes seconds to import
+    checkpoint = Checkpoint(folder)  # fails on a damaged one before torch takes seconds to import
+    options = big_little.options_of(args, checkpoint)
     threads = args.threads or default_threads()
 
     start = time.perf_counter()
@@ -140,18 +145,23 @@ def run(args: argparse.Namespace) -> int:
     engine: Engine = model.moerun_engine  # type: ignore[assignment]
     experts = ExpertClock(engine.stats)
     stream = TokenStream(partial(decode, tokenizer), write, experts.prefill_is_over)
-    generate(model, ids, stream, args)
+    statistics = generate(model, ids, stream, args, options)
 
     report = figures(stream.timing(), experts, load_s, engine.gpu)
-    tokens_by_layer = dict(zip(moe_layers, experts.tokens(), strict=True))
+    tokens_by_layer = dict(zip(checkpoint.moe_layers, experts.tokens(), strict=True))
     if args.json:
         usage = {str(layer): tokens.tolist() for layer, tokens in tokens_by_layer.items()}
+        if options is not None and statistics is not None:
+            report["big_little"] = big_little.as_figures(options, statistics)
         print(json.dumps({"text": stream.text, **report, "expert_tokens_by_layer": usage}, indent=2))
         return 0
     write_now("" if stream.text.endswith("\n") else "\n")
     sections = [render(report)]
+    if args.stats and options is not None and statistics is not None:
+        sections.append(big_little.render(options, statistics))
+    if args.stats and report["gpu"]:
+        sections.append(gpu_table(report["gpu"]))
     if args.stats:
-        sections += [gpu_table(report["gpu"])] if report["gpu"] else []
         sections.append(usage_table(tokens_by_layer))
     print("\n" + "\n\n".join(sections), file=sys.stderr)
     return 0
@@ -210,9 +220,13 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def generate(
-    model: PreTrainedModel, ids: torch.Tensor, stream: TokenStream, args: argparse.Namespace
-) -> None:
-    """Generate from ``ids`` into ``stream``."""
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    stream: TokenStream,
+    args: argparse.Namespace,
+    options: BigLittle | None = None,
+) -> Statistics | None:
+    """Generate from ``ids`` into ``stream``; with big-little options, returns what that did."""
     import torch
 
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -226,14 +240,20 @@ def generate(
         torch.manual_seed(args.seed)
     ends = {"eos_token_id": None} if args.ignore_eos else {}
     ids = ids.to(model.device)
-    model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=args.max_new_tokens,
-        streamer=stream,
+    arguments: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
+        "streamer": stream,
         **sampling(args.temperature, args.top_p),
         **ends,
-    )
+    }
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if options is None:
+        model.generate(**inputs, **arguments)  # type: ignore[operator]
+        return None
+
+    import moerun
+
+    return moerun.generate(model, inputs, options, **arguments).statistics
 
 
 def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:
