@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
+import moerun
 from bench import gpu_suite
 from bench.gpu.models import check_hybrid, settings
-from bench.gpu.pytests import read_counts
+from bench.gpu.pytests import marked_files, read_counts
 from bench.gpu.section import COMPLETE, CUT_SHORT, FAILED, LEFT_OUT, LeftOut, Outcome
 from bench.gpu.summary import exit_code, print_summary
 
@@ -88,6 +91,16 @@ def test_counts_of_a_run_of_pytest() -> None:
         read_counts("<testsuites/>")
 
 
+def test_only_files_with_gpu_tests_are_collected(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "test_a.py").write_text("@pytest.mark.gpu\ndef test(): ...\n")
+    (tmp_path / "test_b.py").write_text("def test(): ...\n")
+    assert marked_files(tmp_path) == [str(tmp_path / "deep" / "test_a.py")]
+    (tmp_path / "deep" / "test_a.py").unlink()
+    with pytest.raises(LeftOut, match="has the marker gpu"):
+        marked_files(tmp_path)
+
+
 def test_model_settings_hold_the_part_that_they_say() -> None:
     caches = {s.name: s.options.get("gpu_cache") for s in settings(1000, 512)}
     assert caches["CPU only"] is None
@@ -96,7 +109,11 @@ def test_model_settings_hold_the_part_that_they_say() -> None:
 
 
 def test_an_engine_without_a_gpu_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("moerun.EngineConfig", raising=False)
+    @dataclass
+    class Config:
+        cpu_threads: int = 1
+
+    monkeypatch.setattr(moerun, "EngineConfig", Config)
     with pytest.raises(LeftOut, match="does not use a GPU yet"):
         check_hybrid()
 
