@@ -7,33 +7,16 @@
 
 namespace moerun::cpu {
 
-namespace {
-
-// The row, with the reference's kernels for formats that it has none of its own for.
-KernelTable completed(KernelTable row) {
-  for (int format = 0; format < kWeightFormats; ++format)
-    if (!row.f32_activations[format].gate_up)
-      row.f32_activations[format] = ref_kernels().f32_activations[format];
-  return row;
-}
-
-std::vector<KernelTable> find_rows() {
-  const CpuInfo& cpu = cpu_info();
-  std::vector<KernelTable> rows;
-  if (cpu.avx512_bf16) rows.push_back(completed(avx512_bf16_kernels()));
-  if (cpu.avx512) rows.push_back(completed(avx512_kernels()));
-  if (cpu.avx2) rows.push_back(completed(avx2_kernels()));
-  rows.push_back(ref_kernels());
-  return rows;
-}
-
-}  // namespace
-
 std::vector<const KernelTable*> available_kernels() {
-  static const std::vector<KernelTable> rows = find_rows();
-  std::vector<const KernelTable*> pointers;
-  for (const KernelTable& row : rows) pointers.push_back(&row);
-  return pointers;
+  const CpuInfo& cpu = cpu_info();
+  std::vector<const KernelTable*> rows;
+  if (cpu.amx_bf16 && cpu.avx512_bf16) rows.push_back(&amx_kernels());
+  if (cpu.avx512_bf16) rows.push_back(&avx512_bf16_kernels());
+  if (cpu.avx512) rows.push_back(&avx512_kernels());
+  if (cpu.avx2) rows.push_back(&avx2_kernels());
+  if (cpu.avx512_bf16) rows.push_back(&amx_emulated_kernels());
+  rows.push_back(&ref_kernels());
+  return rows;
 }
 
 const KernelTable& choose_kernels(const std::string& isa) {

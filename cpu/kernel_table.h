@@ -109,8 +109,8 @@ struct LimitKernels {
 
 struct KernelTable {
   const char* isa = nullptr;
-  // By WeightFormat. Null where the row has no kernels of its own: dispatch.cc fills in the reference's for
-  // fp32 activations; which of the two serves a batch, see arithmetic.h.
+  // By WeightFormat. Null in bf16_activations where fp32 ones serve as well; which of the two serves a batch,
+  // see arithmetic.h.
   ExpertKernels f32_activations[kWeightFormats];
   ExpertKernels bf16_activations[kWeightFormats];
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.
@@ -128,6 +128,8 @@ const KernelTable& ref_kernels();
 const KernelTable& avx2_kernels();
 const KernelTable& avx512_kernels();
 const KernelTable& avx512_bf16_kernels();
+const KernelTable& amx_kernels();
+const KernelTable& amx_emulated_kernels();  // for tests
 
 // The parts of Scratch (see Workspace in cpu/kernels/expert_inl.h), for rows of at most k elements.
 constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
@@ -135,10 +137,10 @@ constexpr int64_t panel_bytes(const Blocking& b, int64_t k) {
   return least > b.panel_bytes ? least : (b.panel_bytes + 63) / 64 * 64;
 }
 constexpr int64_t stage_bytes(const Blocking& b, int64_t k) {
-  return 24 * (padded_k(k) * b.element_bytes + 64);  // kGroupRows rows
+  return 32 * (padded_k(k) * b.element_bytes + 64);  // group_rows() of any Dot
 }
 constexpr int64_t arranged_bytes(int64_t k) {
-  return 8 * ((k + 127) / 128) * 320;  // kMostRowTokens, blocks of at most 320 bytes
+  return 8 * ((k + 127) / 128) * 512;  // kMostRowTokens, 128 elements in at most 512 bytes
 }
 constexpr int64_t kSumsBytes = 2 * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
 constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {

@@ -26,7 +26,9 @@ Kernel load(const ContextPtr& context, const CompiledKernel& k) {
 }  // namespace
 
 ExpertKernels::ExpertKernels(const ContextPtr& context, const CompiledKernels& compiled)
-    : shape_(compiled), multiprocessors_(context->device().multiprocessors) {
+    : shape_(compiled),
+      multiprocessors_(context->device().multiprocessors),
+      combine_(load(context, compiled.combine)) {
   if (compiled.regimes.empty()) throw InvalidArgument("a layer's kernels need at least one regime");
   for (const CompiledRegime& r : compiled.regimes) {
     if (r.tile_tokens < 1 || (r.gate_up.split > 1) != r.activate.has_value())
@@ -42,7 +44,6 @@ ExpertKernels::ExpertKernels(const ContextPtr& context, const CompiledKernels& c
                         .activate = std::nullopt});
     if (r.activate) regimes_.back().activate.emplace(load(context, *r.activate));
   }
-  combine_.emplace(load(context, compiled.combine));
   shape_.combine.image.clear();
   for (CompiledRegime& r : shape_.regimes) {
     r.gate_up.image.clear();
@@ -87,10 +88,10 @@ void ExpertKernels::combine(const StreamView& stream, DevicePtr y, DevicePtr tok
   for (int64_t first = 0; first < tokens; first += kMaxGridY) {
     const auto count = static_cast<unsigned>(std::min(kMaxGridY, tokens - first));
     const int32_t has_cpu = cpu != 0;
-    combine_->launch(stream, {ceil_div(shape_.hidden, shape_.combine.tile_rows), count, 1}, y,
-                     token_rows + first * shape_.top_k * sizeof(PairRows),
-                     cpu ? cpu + first * shape_.hidden * sizeof(float) : cpu,
-                     out + first * shape_.hidden * size_of(shape_.x_type), has_cpu);
+    combine_.launch(stream, {ceil_div(shape_.hidden, shape_.combine.tile_rows), count, 1}, y,
+                    token_rows + first * shape_.top_k * sizeof(PairRows),
+                    cpu ? cpu + first * shape_.hidden * sizeof(float) : cpu,
+                    out + first * shape_.hidden * size_of(shape_.x_type), has_cpu);
   }
 }
 

@@ -77,7 +77,7 @@ class ExpertKernels {
   CompiledKernels shape_;
   int multiprocessors_;
   std::vector<Regime> regimes_;
-  std::optional<Kernel> combine_;
+  Kernel combine_;
 };
 
 }  // namespace moerun::cuda

@@ -1,10 +1,10 @@
-// The AVX-512 row: fp32 activations with fp32, fp16 and bf16 weights.
+// The AVX-512 row: fp32 activations with weights of every format.
+#include "cpu/avx512/codes.h"
 #include "cpu/avx512/simd.h"
-// after Simd
+// after Simd and Codes
 #include "cpu/kernels/convert_inl.h"
-#include "cpu/kernels/f32_dot_inl.h"
+#include "cpu/kernels/f32_kernels_inl.h"
 #include "cpu/kernels/limits_inl.h"
-#include "cpu/kernels/linear_inl.h"
 
 namespace moerun::cpu {
 namespace {
@@ -13,15 +13,20 @@ double dot(DType, int64_t rounds, float* sink) {
   return dot_peak<F32Dot<DType::f32>>(rounds, sink);
 }
 
-constexpr KernelTable kTable = {
-    .isa = "avx512",
-    .f32_activations = {expert_kernels<F32Dot<DType::f32>>(), expert_kernels<F32Dot<DType::f16>>(),
-                        expert_kernels<F32Dot<DType::bf16>>()},
-    .bf16_activations = {},
-    .convert = convert,
-    .quantise = avx512_quantise,
-    .limits = {.read = read_memory, .dot = dot},
-};
+constexpr KernelTable make_table() {
+  KernelTable table = {
+      .isa = "avx512",
+      .f32_activations = {},
+      .bf16_activations = {},
+      .convert = convert,
+      .quantise = avx512_quantise,
+      .limits = {.read = read_memory, .dot = dot},
+  };
+  fill_f32_kernels(table.f32_activations);
+  return table;
+}
+
+constexpr KernelTable kTable = make_table();
 
 }  // namespace
 

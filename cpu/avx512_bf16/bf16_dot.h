@@ -14,6 +14,7 @@ namespace {
 
 struct Bf16Dot {
   using X = uint16_t;
+  using Tiles = Bf16Dot;
   using RowX = X;
   using Vec = Simd::F;  // 32 bf16, or words of 16 tokens
   using Acc = Simd::F;

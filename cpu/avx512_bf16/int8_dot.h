@@ -23,6 +23,7 @@ template <WeightFormat W>
 struct Int8Dot {
   static constexpr const FormatInfo& format = info(W);
   using X = uint16_t;
+  using Tiles = Int8Dot;
   using RowX = int8_t;
   using Vec = Simd::F;
   using Acc = Simd::F;

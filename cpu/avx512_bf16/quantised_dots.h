@@ -33,6 +33,7 @@ template <WeightFormat W>
 struct CodedDot {
   static constexpr const FormatInfo& format = info(W);
   using X = uint16_t;
+  using Tiles = Bf16Dot;
   using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;
@@ -56,7 +57,6 @@ struct CodedDot {
   }
   static const char* address(const Row& r, int64_t k) { return r.codes + k * format.bits / 8; }
   static Vec activations(const X* x) { return Bf16Dot::activations(x); }
-  static Vec broadcast(const void* word) { return Bf16Dot::broadcast(word); }
   static void store(X* to, Vec v) { Bf16Dot::store(to, v); }
   static Vec join_rounded(Simd::F k0, Simd::F k1) { return Bf16Dot::join_rounded(k0, k1); }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Bf16Dot::multiply_add(a, b, c); }

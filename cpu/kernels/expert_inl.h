@@ -207,8 +207,9 @@ void gate_up(const GateUpArgs& a) {
     const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
     for (int64_t m = 0; m < tokens; ++m) x[m] = token(m0 + m);
     auto* packed = reinterpret_cast<typename D::Vec*>(work.panel);
-    pack_tokens<D>(x, tokens, words, packed);
-    const PanelOf<D> panel = multiplied_form<D>({packed, vectors(tokens), words}, a.hidden, work.coded);
+    pack_tokens<Tiles<D>>(x, tokens, words, packed);
+    const PanelOf<Tiles<D>> panel =
+        multiplied_form<Tiles<D>>({packed, vectors(tokens), words}, a.hidden, work.coded);
     float* c_up = work.c + kTileRun * c_stride;
     for (int64_t n = a.begin; n < a.end; n += kTileRun) {
       const int64_t rows = smaller(kTileRun, a.end - n);
@@ -262,8 +263,8 @@ void down(const DownArgs& a) {
   for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
     const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
     const auto* h = reinterpret_cast<const typename D::Vec*>(static_cast<const X*>(a.h) + m0 * a.h_stride);
-    const PanelOf<D> panel =
-        multiplied_form<D>({h, vectors(tokens), a.h_stride / D::group}, a.inter, work.coded);
+    const PanelOf<Tiles<D>> panel =
+        multiplied_form<Tiles<D>>({h, vectors(tokens), a.h_stride / D::group}, a.inter, work.coded);
     for (int64_t n = a.begin; n < a.end; n += kTileRun) {
       const int64_t rows = smaller(kTileRun, a.end - n);
       const RowRun now = {matrix, n, rows}, next = after(n, kTileRun);

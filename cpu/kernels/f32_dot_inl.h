@@ -7,6 +7,7 @@
 //   Row          a row of a weight matrix, to be read from any multiple of `step` on
 //   step         elements of K in one Vec of a row; step_bytes what they take in memory
 //   group        consecutive elements of K in one lane of 32 bits: a word
+//   Tiles        the Dot that multiplies rows of X, in place or staged
 //   in_place     whether rows hold X, so that words may be broadcast from where they lie
 //   scaled       whether rows are codes with scales: then add_block(row, k, x, sum) adds the products of
 //   `block`
@@ -28,6 +29,7 @@ inline const char* element(const MatrixView& m, int64_t row, int64_t k) {
 template <DType W>
 struct F32Dot {
   using X = float;
+  using Tiles = F32Dot<DType::f32>;
   using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;

@@ -63,8 +63,9 @@ void linear(const LinearArgs& a) {
     const int64_t tokens = smaller(block, in_vectors - m0);
     for (int64_t m = 0; m < tokens; ++m) x[m] = token(m0 + m);
     auto* packed = reinterpret_cast<typename D::Vec*>(work.panel);
-    pack_tokens<D>(x, tokens, words, packed);
-    const PanelOf<D> panel = multiplied_form<D>({packed, vectors(tokens), words}, a.inputs, work.coded);
+    pack_tokens<Tiles<D>>(x, tokens, words, packed);
+    const PanelOf<Tiles<D>> panel =
+        multiplied_form<Tiles<D>>({packed, vectors(tokens), words}, a.inputs, work.coded);
     const int64_t c_stride = panel.vectors * Simd::lanes;
     for (int64_t n = a.begin; n < a.end; n += kTileRun) {
       const RowRun now = {*a.matrix, n, smaller(kTileRun, a.end - n)};

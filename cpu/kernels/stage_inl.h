@@ -7,6 +7,7 @@
 #pragma once
 #include <cstdint>
 
+#include "cpu/kernels/f32_dot_inl.h"
 #include "cpu/kernels/rows_inl.h"
 #include "src/types.h"
 
@@ -20,10 +21,20 @@ struct RowRun {
   int64_t count = 0;
 };
 
+// Elements of K that tiles take at a time.
+template <class D>
+constexpr int64_t tile_k() {
+  if constexpr (requires { D::tile_k; })
+    return D::tile_k;
+  else
+    return D::group;
+}
+
 template <class D>
 inline bool multiplied_in_place(const MatrixView& m, int64_t k_count) {
   if constexpr (D::in_place)
-    return m.col_stride == 1 && (D::scaled || k_count % D::group == 0);  // quantised rows are filled up
+    // quantised rows are filled up
+    return m.col_stride == 1 && (D::scaled || k_count % tile_k<D>() == 0);
   else
     return false;
 }

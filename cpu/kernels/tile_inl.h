@@ -24,6 +24,18 @@ namespace {
 // Rows that are staged at a time, and a multiple of every tile's rows.
 constexpr int64_t kGroupRows = 24;
 
+// A Dot may bring its own way to multiply a group of rows (cpu/amx/tile_kernel_inl.h).
+template <class D>
+concept HasOwnTiles = requires { &D::multiply_group; };
+
+template <class D>
+constexpr int64_t group_rows() {
+  if constexpr (HasOwnTiles<D>)
+    return D::group_rows;
+  else
+    return kGroupRows;
+}
+
 // Packed activations of some vectors of tokens.
 template <class D>
 struct Panel {
@@ -45,6 +57,10 @@ struct MultipliedPanel<D, true> {
 };
 template <class D>
 using PanelOf = typename MultipliedPanel<D, is_integer<D>>::Type;
+
+// Staged rows are multiplied by another Dot than the one that reads them: tiles are compiled for few types.
+template <class D>
+using Tiles = typename D::Tiles;
 
 template <class D>
 PanelOf<D> multiplied_form(const Panel<D>& packed, int64_t k_count, void* memory) {
@@ -156,22 +172,26 @@ void multiply_group(const Rows& rows, int64_t count, const PanelOf<D>& panel, in
 // How many rows a tile has when the largest pass over the vectors has as many as `vectors` need.
 template <class D>
 inline auto group_of(int64_t vectors) {
-  const int64_t passes = (vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
-  const int64_t largest = (vectors + passes - 1) / passes;
-  return largest == 1   ? multiply_group<D, Simd::tile_rows[0]>
-         : largest == 2 ? multiply_group<D, Simd::tile_rows[1]>
-         : largest == 3 ? multiply_group<D, Simd::tile_rows[2]>
-                        : multiply_group<D, Simd::tile_rows[Simd::tile_vectors - 1]>;
+  if constexpr (HasOwnTiles<D>) {
+    return &D::multiply_group;
+  } else {
+    const int64_t passes = (vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
+    const int64_t largest = (vectors + passes - 1) / passes;
+    return largest == 1   ? multiply_group<D, Simd::tile_rows[0]>
+           : largest == 2 ? multiply_group<D, Simd::tile_rows[1]>
+           : largest == 3 ? multiply_group<D, Simd::tile_rows[2]>
+                          : multiply_group<D, Simd::tile_rows[Simd::tile_vectors - 1]>;
+  }
 }
 
 // c[rows][vectors * lanes] for a run of rows. `next`: rows that will be read after these, or null. `stage`:
-// memory for kGroupRows rows, used by those that cannot be multiplied where they lie.
+// memory for group_rows rows, used by those that cannot be multiplied where they lie.
 template <class D>
-void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<D>& panel, float* c, int64_t c_stride,
-                    void* stage, const RowRun* next) {
+void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<Tiles<D>>& panel, float* c,
+                    int64_t c_stride, void* stage, const RowRun* next) {
   constexpr int64_t word = is_integer<D> ? 4 : D::group;  // elements of K
   const int64_t words = (k_count + word - 1) / word;
-  const auto multiply = group_of<D>(panel.vectors);
+  const auto multiply = group_of<Tiles<D>>(panel.vectors);
   const auto lying = [](const RowRun& r) {
     const typename D::Row row = D::row(r.matrix, r.row);
     Rows rows{D::address(row, 0), D::row_bytes(r.matrix)};
@@ -188,8 +208,8 @@ void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<D>& panel,
   if constexpr (!is_integer<D>) {
     const int64_t stride = staged_stride<D>(k_count) * int64_t{sizeof(typename D::X)};
     const Rows staged = {static_cast<const char*>(stage), stride};
-    for (int64_t n = 0; n < run.count; n += kGroupRows) {
-      const int64_t count = smaller(kGroupRows, run.count - n);
+    for (int64_t n = 0; n < run.count; n += group_rows<D>()) {
+      const int64_t count = smaller(group_rows<D>(), run.count - n);
       stage_rows<D>({run.matrix, run.row + n, count}, k_count, static_cast<typename D::X*>(stage));
       multiply(staged, count, panel, words, c + n * c_stride, c_stride, true, Rows{});
     }

@@ -262,13 +262,13 @@ void bind_engine(py::module_& m) {
           py::arg("layer"), py::arg("kernels"), py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("gpu_name",
                              [](PythonEngine& e) -> std::optional<std::string> {
-                               const auto context = (*e).gpu();
-                               return context ? std::optional(context->device().name) : std::nullopt;
+                               if (!(*e).has_gpu()) return std::nullopt;
+                               return (*e).gpu()->device().name;
                              })
       .def_property_readonly("gpu_architecture",
                              [](PythonEngine& e) -> std::optional<int> {
+                               if (!(*e).has_gpu()) return std::nullopt;
                                const auto context = (*e).gpu();
-                               if (!context) return std::nullopt;
                                return context->device().compute_major * 10 + context->device().compute_minor;
                              })
       .def_property_readonly("why_not_pinned", [](PythonEngine& e) { return (*e).why_not_pinned(); })

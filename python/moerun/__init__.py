@@ -12,7 +12,8 @@ import os
 from typing import Any
 
 from moerun import _core
-from moerun.engine import Engine, EngineConfig, Handle, Layer
+from moerun.engine import Engine, Handle, Layer
+from moerun.engine_config import EngineConfig
 from moerun.errors import CheckpointError, GpuError, GpuOutOfMemoryError, MoerunError
 from moerun.layer_spec import QUANTISED, WEIGHT_FORMATS, ExpertBlobs, ExpertMemory, LayerSpec
 
@@ -21,6 +22,7 @@ __version__ = "0.1.0"
 __all__ = [
     "QUANTISED",
     "WEIGHT_FORMATS",
+    "BigLittle",
     "Checkpoint",
     "CheckpointError",
     "Engine",
@@ -33,6 +35,7 @@ __all__ = [
     "Layer",
     "LayerSpec",
     "MoerunError",
+    "generate",
     "hf",
     "policy",
     "replay",
@@ -53,6 +56,10 @@ _point_core_at_torchs_openmp()
 def __getattr__(name: str) -> Any:
     if name == "Checkpoint":
         return importlib.import_module("moerun.checkpoint").Checkpoint
+    if name == "BigLittle":
+        return importlib.import_module("moerun.big_little.options").BigLittle
+    if name == "generate":
+        return importlib.import_module("moerun.big_little.generate").generate
     if name in ("hf", "policy", "replay", "routing"):
         return importlib.import_module(f"moerun.{name}")
     raise AttributeError(f"module 'moerun' has no attribute {name!r}")

@@ -11,8 +11,8 @@ from moerun.layer_spec import LayerSpec
 class Call:
     """One checked batch: keeps its arrays alive and knows what to return.
 
-    ``compute_dtype`` ("fp32", "fp16", "bf16") is the type in which a GPU takes x and gives the sums: that of x
-    and of the result, or fp32, which holds both, if they differ.
+    ``compute_dtype`` ("fp32", "fp16", "bf16") is the type in which a GPU takes x and gives the sums: that of
+    x and of the result, or fp32, which holds both, if they differ.
     """
 
     __slots__ = ("_keep", "_out", "_result", "_target", "batch", "compute_dtype")

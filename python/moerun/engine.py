@@ -10,13 +10,14 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from moerun import _core, tensors
 from moerun.batch import Call
+from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
 from moerun.gpu_kernels import EngineKernels, check_available
@@ -28,87 +29,14 @@ if TYPE_CHECKING:
     from moerun.checkpoint import Checkpoint
 
 
-# More than any machine has cores; OpenMP runtimes end the process when they cannot start a thread.
-MOST_THREADS = 1024
-DEVICES = ("auto", "cpu", "cuda")
-PREFETCHES = ("impact", "none")
-STORES = ("auto", "pinned", "staged")
-
 _log = logging.getLogger("moerun")
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How an engine runs.
-
-    Parameters
-    ----------
-    device
-        "cpu"; "cuda" for CPU and GPU together; "auto" for a GPU if there is one that can be used.
-    gpu_cache
-        Device memory for experts: bytes (an int, or "8GiB"), a fraction of the device's memory (0.5, "50%"), or
-        "auto": what is free when the engine is made, less an eighth of all.
-    schedule
-        Who runs an expert: "balanced" (ours), "hybrimoe" (arXiv 2504.05897), "static" (cached ones on the GPU,
-        others on the CPU), "ondemand" (all on the GPU, copied when needed), "gpu" (all on the GPU and all
-        cached), "cpu"; others are in moerun.policy.METHODS.
-    cache
-        Which expert leaves the cache: "mrs" (arXiv 2504.05897, section IV-D), "lru", "lfu" or "recent".
-    prefetch
-        "impact" copies experts that Layer.hint predicts while the bus is idle; "none" does not.
-    store
-        Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
-        refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned, else
-        staged).
-    cpu_threads
-        Threads that compute, the calling one included; None means all cores that this process may use.
-    isa
-        Row of the kernel table: "avx512_bf16", "avx512", "avx2" or "ref"; None means the environment variable
-        MOERUN_ISA, or the best that this machine has.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, an amount of memory that is none, or threads outside of 1 .. MOST_THREADS.
-    """
-
-    device: str = "auto"
-    gpu_cache: int | float | str = "auto"
-    schedule: str = "balanced"
-    cache: str = "mrs"
-    prefetch: str = "impact"
-    store: str = "auto"
-    cpu_threads: int | None = None
-    isa: str | None = None
-
-    def __post_init__(self) -> None:
-        known = {
-            "device": DEVICES,
-            "schedule": _core.policy.METHODS,
-            "cache": _core.policy.CACHE_POLICIES,
-            "prefetch": PREFETCHES,
-            "store": STORES,
-        }
-        for option, names in known.items():
-            if getattr(self, option) not in names:
-                raise ValueError(f"{option} {getattr(self, option)!r} is unknown; known: {', '.join(names)}")
-        parse_memory_size(self.gpu_cache, "gpu_cache")
-        threads = self.cpu_threads
-        if threads is not None and (
-            isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1
-        ):
-            raise ValueError(f"cpu_threads must be a positive integer or None, got {threads!r}")
-        if threads is not None and threads > MOST_THREADS:
-            raise ValueError(f"cpu_threads is {threads}, but an engine has at most {MOST_THREADS}")
-        if self.isa is not None and not isinstance(self.isa, str):
-            raise ValueError(f"isa must be a string or None, got {self.isa!r}")
 
 
 def _make_core(config: EngineConfig) -> _core.Engine:
     """The C++ engine; with device="auto", one without a GPU where there is none to use."""
-    common = {"cpu_threads": config.cpu_threads or 0, "isa": config.isa or ""}
+    threads, isa = config.cpu_threads or 0, config.isa or ""
     if config.device == "cpu":
-        return _core.Engine(**common)
+        return _core.Engine(threads, isa)
     size = parse_memory_size(config.gpu_cache, "gpu_cache")
     options = _core.GpuOptions(
         schedule=config.schedule,
@@ -119,14 +47,14 @@ def _make_core(config: EngineConfig) -> _core.Engine:
         cache_fraction=size if isinstance(size, float) else None,
     )
     try:
-        core = _core.Engine(**common, gpu=options)
+        core = _core.Engine(threads, isa, options)
         check_available(core.gpu_architecture)
         return core
     except (GpuError, KernelError) as error:
         if config.device == "cuda":
             raise
         _log.info("running on the CPU: %s", error)
-        return _core.Engine(**common)
+        return _core.Engine(threads, isa)
 
 
 class Engine:
@@ -160,7 +88,8 @@ class Engine:
             raise TypeError(f"Engine has no option {', '.join(sorted(unknown))}; it has {known}")
         self.config = dataclasses.replace(config, **options)
         self._core = _make_core(self.config)
-        self._kernels = EngineKernels(self._core) if self._core.gpu_name is not None else None
+        self._gpu = self._core.gpu_name
+        self._kernels = None if self._gpu is None else EngineKernels(self._core)
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
 
@@ -291,6 +220,11 @@ class Engine:
         )
 
     @property
+    def gpu(self) -> str | None:
+        """Name of the GPU that runs experts; None in an engine without one."""
+        return self._gpu
+
+    @property
     def layers(self) -> tuple[Layer, ...]:
         """The layers in the order in which they were added."""
         return tuple(self._layers)
@@ -301,13 +235,14 @@ class Engine:
         ``cpu_threads``, ``isa``, ``workspace_bytes`` and, per layer in ``layers``: ``batches``, ``tokens``,
         ``seconds``, ``weight_bytes`` (of active experts, once per batch) and ``expert_tokens``, int64 [E].
 
-        With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts that
-        were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
+        With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts
+        that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
         were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
         ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
         layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
-        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was busy.
+        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was
+        busy.
         """
         return self._core.stats()
 
@@ -410,7 +345,8 @@ class Layer:
         Parameters
         ----------
         next_ids
-            ``[tokens, k]`` int32 or int64, the most probable expert first; ids outside of 0 .. E-1 are skipped.
+            ``[tokens, k]`` int32 or int64, the most probable expert first; ids outside of 0 .. E-1 are
+            skipped.
         scores
             Not used yet: how far a rank can be trusted is learned from what comes true.
 
@@ -430,6 +366,13 @@ class Layer:
         best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
         np.minimum.at(best, ids[known], ranks[known])
         self.engine._core.hint(self._core, loads.tolist(), best.tolist())
+
+    def pinned(self, ids: Any) -> AbstractContextManager[None]:
+        """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.
+
+        Experts that run in host memory are always there: without a GPU this does nothing.
+        """
+        return nullcontext()
 
     def __repr__(self) -> str:
         return f"<moerun.Layer {self._core.index}: {self.spec}>"

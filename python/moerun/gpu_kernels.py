@@ -1,4 +1,4 @@
-"""The GPU kernels of an engine: compiled once per shape of layer and type of activations, when first needed."""
+"""The GPU kernels of an engine: compiled per shape of layer and type of activations, when first needed."""
 
 from __future__ import annotations
 

@@ -98,6 +98,23 @@ def route(
     return softmax_topk(logits, top_k, renormalize=family == "mixtral" or config.get("norm_topk_prob", False))
 
 
+def renormalizes(family: str, config: Mapping[str, Any]) -> bool:
+    """Whether the weights of a token's experts have the same sum for every token, in `family` with `config`.
+
+    Raises
+    ------
+    ValueError
+        Unknown family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(f"no router for family {family!r}; known: {', '.join(FAMILIES)}")
+    if family in ("mixtral", "gpt_oss"):
+        return True
+    if family == "deepseek_v2":
+        return False
+    return bool({**_SIGMOID_DEFAULTS.get(family, {}), **config}.get("norm_topk_prob", False))
+
+
 def softmax_topk(logits: torch.Tensor, top_k: int, *, renormalize: bool) -> Routing:
     """The k largest softmax probabilities of logits [T, E]; with `renormalize` they sum to one.
 

@@ -8,7 +8,7 @@
 namespace moerun {
 namespace {
 
-constexpr size_t kMostChunksInFlight = 256;  // of any pump(): the ring's size
+constexpr size_t kMostChunksInFlight = 32;  // of any pump(): the ring's size
 
 }  // namespace
 

@@ -90,42 +90,48 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
                                          std::shared_ptr<void> owner) {
   check_usable();
   std::shared_ptr<HostBlobs> blobs;
-  if (hybrid_) {
+  if (gpu_options_) {
+    cuda::ContextPtr context;
     {
       const std::lock_guard lock(mutex_);
       const BlobLayout layout = blob_layout(shape.format, shape.hidden, shape.inter, shape.bias);
-      hybrid_->check_budget(shape.num_experts, shape.top_k, layout.bytes);
+      hybrid().check_budget(shape.num_experts, shape.top_k, layout.bytes);
+      context = hybrid().context();
     }
-    blobs = store_experts(hybrid_->context(), shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_),
-                          forward_.team());
+    blobs =
+        store_experts(context, shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_), forward_.team());
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
   const std::lock_guard lock(mutex_);
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
-  if (hybrid_) {
-    hybrid_->add_layer({layer->view(), blobs, shape.top_k});
+  if (gpu_options_) {
+    hybrid().add_layer({layer->view(), blobs, shape.top_k});
     if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
   }
   layers_.push_back(layer);
   return layer;
 }
 
-HybridForward& Engine::hybrid() {
+HybridForward& Engine::hybrid() const {
   check_usable();
-  if (!hybrid_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  if (!gpu_options_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
   return *hybrid_;
 }
 
 std::shared_ptr<const cuda::ExpertKernels> Engine::load_kernels(const cuda::CompiledKernels& compiled) {
-  return std::make_shared<const cuda::ExpertKernels>(hybrid().context(), compiled);
+  return std::make_shared<const cuda::ExpertKernels>(gpu(), compiled);
 }
 
 void Engine::set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertKernels> kernels) {
-  HybridForward& gpu = hybrid();
   const std::lock_guard lock(mutex_);
-  gpu.set_kernels(layer.index(), std::move(kernels));
+  hybrid().set_kernels(layer.index(), std::move(kernels));
+}
+
+cuda::ContextPtr Engine::gpu() const {
+  const std::lock_guard lock(mutex_);
+  return hybrid().context();
 }
 
 std::string Engine::why_not_pinned() const {
@@ -152,7 +158,7 @@ void Engine::run_on_scheduler(Work&& work) {
 
 // With a GPU, everything runs on the scheduler's thread, which the device's context belongs to.
 void Engine::forward(Layer& layer, const cpu::Batch& batch) {
-  if (hybrid_) return run_on_scheduler([&] { compute(layer, batch); });
+  if (gpu_options_) return run_on_scheduler([&] { compute(layer, batch); });
   run_here([&] { compute(layer, batch); });
 }
 
@@ -172,7 +178,7 @@ std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Bat
 
 void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {
   check_usable();
-  if (!hybrid_) return;
+  if (!gpu_options_) return;
   const auto experts = static_cast<size_t>(layer->shape().num_experts);
   if (loads.size() != experts || ranks.size() != experts)
     throw InvalidArgument("a hint needs a load and a rank for each of the layer's " +
@@ -206,7 +212,7 @@ EngineStats Engine::stats() const {
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes();
   s.linear_seconds = linear_seconds_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
-  if (hybrid_) s.gpu = hybrid_->stats();
+  s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;
   return s;
 }
 
@@ -217,7 +223,12 @@ void Engine::write_trace(const std::string& path) const {
 
 void Engine::close() {
   closed_ = true;
-  if (fork_generation_ == cpu::fork_generation()) scheduler_->stop();
+  if (fork_generation_ != cpu::fork_generation()) return;
+  scheduler_->stop();
+  const std::lock_guard lock(mutex_);
+  if (!hybrid_) return;
+  last_gpu_stats_ = hybrid_->stats();
+  hybrid_.reset();
 }
 
 void Engine::check_usable() const {

@@ -47,8 +47,8 @@ class Engine {
   // Kernels for the GPU, loaded once for all layers of a shape, and given to a layer.
   std::shared_ptr<const cuda::ExpertKernels> load_kernels(const cuda::CompiledKernels& compiled);
   void set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
-  // Null without a GPU.
-  cuda::ContextPtr gpu() const { return hybrid_ ? hybrid_->context() : nullptr; }
+  bool has_gpu() const { return gpu_options_.has_value(); }
+  cuda::ContextPtr gpu() const;  // throws InvalidState without a GPU
   // Why the experts of some layer could not be page-locked; empty if all are.
   std::string why_not_pinned() const;
 
@@ -68,7 +68,7 @@ class Engine {
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
 
-  // Finishes submitted work; later calls throw InvalidState. Idempotent.
+  // Finishes submitted work and gives the GPU's memory back; later calls throw InvalidState. Idempotent.
   void close();
   bool closed() const { return closed_; }
 
@@ -81,7 +81,7 @@ class Engine {
   void run_here(Work&& work);
   template <class Work>
   void run_on_scheduler(Work&& work);
-  HybridForward& hybrid();
+  HybridForward& hybrid() const;  // while mutex_ is held
 
   const int fork_generation_;
   const std::string isa_;
@@ -93,7 +93,8 @@ class Engine {
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;
-  std::unique_ptr<HybridForward> hybrid_;  // null without a GPU
+  std::unique_ptr<HybridForward> hybrid_;  // null without a GPU, and once closed
+  std::optional<HybridStats> last_gpu_stats_;
   std::string why_not_pinned_;
   std::unique_ptr<Scheduler> scheduler_;
 };

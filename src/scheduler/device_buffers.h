@@ -3,7 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <optional>
+#include <memory>
 
 #include "cuda/handles.h"
 
@@ -19,7 +19,7 @@ class Growing {
   Memory& at_least(int64_t n) {
     if (n > bytes()) {
       memory_.reset();
-      memory_.emplace(context_, static_cast<size_t>(n));
+      memory_ = std::make_unique<Memory>(context_, static_cast<size_t>(n));
     }
     return *memory_;
   }
@@ -27,7 +27,7 @@ class Growing {
 
  private:
   cuda::ContextPtr context_;
-  std::optional<Memory> memory_;
+  std::unique_ptr<Memory> memory_;
 };
 
 // How large each buffer must be for a step, in bytes.

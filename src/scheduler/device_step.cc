@@ -182,8 +182,8 @@ void DeviceStep::finish(const StepInput& in) {
 
 void DeviceStep::settle(const StepInput& in) {
   fences_.all_passed();
-  DmaQueue& dma = in.cache.dma();
-  dma.settle();
+  in.cache.settle();
+  const DmaQueue& dma = in.cache.dma();
   launch_times_.clear();
   copy_times_.clear();
   for (size_t i = 0; i < lists_.launches().size(); ++i)

@@ -32,7 +32,7 @@ class Fences {
   void all_passed() { passed_ = recorded_; }
 
  private:
-  static constexpr size_t kEvents = 64;
+  static constexpr size_t kEvents = 32;
   std::vector<cuda::Event> events_;
   int64_t recorded_ = 0, passed_ = 0;
 };

@@ -128,6 +128,11 @@ void GpuCache::cancel_prefetches() {
   take_ended();
 }
 
+void GpuCache::settle() {
+  dma_.settle();
+  take_ended();
+}
+
 void GpuCache::reset() noexcept {
   wait_until_idle(*context_, dma_.stream());
   dma_.reset();

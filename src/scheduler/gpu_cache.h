@@ -55,6 +55,9 @@ class GpuCache {
   // Takes note of prefetches that have ended, and starts chunks of others.
   void pump(int in_flight = DmaQueue::kChunksInFlight);
 
+  // After a step: books its copies, all of which are over.
+  void settle();
+
   // Nothing is cached any more. Waits for copies in flight; kernels must be over.
   void reset() noexcept;
 

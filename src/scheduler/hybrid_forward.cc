@@ -57,7 +57,7 @@ HybridForward::HybridForward(const HybridOptions& options, cuda::ContextPtr cont
       prefetcher_(options.schedule) {}
 
 HybridForward::~HybridForward() {
-  recover("the engine is closed", false);
+  recover(nullptr);
 }
 
 // --- layers
@@ -101,8 +101,7 @@ const cuda::ExpertKernels* HybridForward::kernels_for(const Layer& layer, const 
 // --- a batch
 
 void HybridForward::check_alive() const {
-  if (!dead_.empty())
-    throw InvalidState("this engine lost its GPU: " + dead_ + "; start a new process, or use device=\"cpu\"");
+  if (dead_) throw GpuError(dead_->code, std::string("this engine has lost its GPU: ") + dead_->what());
 }
 
 void HybridForward::run(int layer, const cpu::Batch& batch, cpu::Observer& observer) {
@@ -131,10 +130,10 @@ void HybridForward::recovering(Work&& work) {
   try {
     work();
   } catch (const GpuError& error) {
-    recover(error.what(), cuda::is_sticky(error.code));
+    recover(&error);
     throw;
   } catch (...) {
-    recover("", false);
+    recover(nullptr);
     throw;
   }
 }
@@ -313,7 +312,7 @@ void HybridForward::book(const Part& part, const StepInput& step, Clock::time_po
 }
 
 bool HybridForward::pump() {
-  if (!dead_.empty()) return false;
+  if (dead_) return false;
   bool busy = false;
   try {
     context_->make_current();
@@ -322,13 +321,13 @@ bool HybridForward::pump() {
       busy |= !cache.dma().idle();
     });
   } catch (const GpuError& error) {
-    recover(error.what(), cuda::is_sticky(error.code));
+    recover(&error);
   }
   return busy;
 }
 
-void HybridForward::recover(const std::string& cause, bool sticky) noexcept {
-  if (sticky && dead_.empty()) dead_ = cause;
+void HybridForward::recover(const GpuError* cause) noexcept {
+  if (cause && cuda::is_sticky(cause->code) && !dead_) dead_.emplace(*cause);
   step_.abandon();
   caches_.for_each([](GpuCache& cache) { cache.reset(); });
 }

@@ -11,6 +11,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "cpu/moe_forward.h"
 #include "cuda/expert_kernels.h"
 #include "cuda/handles.h"
+#include "src/error.h"
 #include "src/expert_store/host_blobs.h"
 #include "src/policy/split.h"
 #include "src/scheduler/device_step.h"
@@ -105,7 +107,7 @@ class HybridForward {
   void recovering(Work&& work);
   void book(const Part& part, const StepInput& step, cpu::Clock::time_point cpu_begin,
             cpu::Clock::time_point cpu_end);
-  void recover(const std::string& cause, bool sticky) noexcept;
+  void recover(const GpuError* cause) noexcept;
 
   const HybridOptions options_;
   const cuda::ContextPtr context_;
@@ -121,7 +123,7 @@ class HybridForward {
   std::vector<int32_t> loads_;  // [E]
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
-  std::string dead_;  // the first cause
+  std::optional<GpuError> dead_;  // the first cause
   HybridStats stats_;
 };
 

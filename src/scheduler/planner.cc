@@ -9,6 +9,7 @@ namespace {
 
 // The nearest share that starts a whole step: what the CPU runs of a divided expert.
 int32_t whole_steps(double fraction, int64_t inter) {
+  if (fraction >= 1) return static_cast<int32_t>(inter);
   const double steps = std::round(fraction * static_cast<double>(inter) / cpu::kShareStep);
   const auto share = static_cast<int64_t>(steps) * cpu::kShareStep;
   return static_cast<int32_t>(share < inter ? share : inter);

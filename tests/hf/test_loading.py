@@ -112,7 +112,8 @@ def test_copies_share_the_experts(folder: Path) -> None:
     assert twin.moerun_engine is model.moerun_engine
     del model
     gc.collect()
-    assert torch.equal(twin(IDS).logits, expected)
+    # Not to the last bit: the twin's dense weights moved, so that torch computes them.
+    torch.testing.assert_close(twin(IDS).logits, expected)
 
 
 # What an ordinary model can do and this one cannot

@@ -1,29 +1,42 @@
-"""Engines with a GPU on the stand-in driver (tests/fakecuda): no GPU, no Triton, and every mistake is counted."""
+"""Engines with a GPU on the stand-in driver (tests/fakecuda): no GPU, no Triton, every mistake is counted."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from fake_gpu import FakeGpu, build_fake_gpu
+from fake_driver import FakeDriver, build_fake_driver
 
 
 @pytest.fixture(scope="session")
-def fake_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def driver() -> Path:
     """The stand-in libcuda.so.1."""
-    return build_fake_gpu(tmp_path_factory.mktemp("fakecuda") / "libcuda.so.1")
+    return build_fake_driver()
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """The oracle's products are tiny; torch's threads would only disturb the streams'."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
-def gpu(fake_driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeGpu]:
-    """The stand-in driver in this process: afterwards nothing may be left on it, and nothing have been
+def gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """The stand-in driver in this process. Afterwards nothing may be left on it, and nothing have been
     violated."""
-    monkeypatch.setenv("MOERUN_LIBCUDA", str(fake_driver))
+    monkeypatch.setenv("MOERUN_LIBCUDA", str(driver))
     monkeypatch.setenv("MOERUN_KERNELS", "described")
-    fake = FakeGpu(fake_driver)
+    fake = FakeDriver(driver)
     fake.reset()
     yield fake
+    gc.collect()  # an engine and its layers know each other
     assert fake.violations() == []
+    assert fake.counter("unpinned_copies") == 0
     assert fake.leaks() == 0

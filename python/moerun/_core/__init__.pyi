@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'DType', 'Engine', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'Engine', 'ExpertKernels', 'GpuOptions', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -242,6 +242,29 @@ class BlobLayout:
     def gate_up_bias(self) -> int:
         ...
 
+class GpuOptions:
+
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+        ...
+
+class CompiledKernel:
+
+    def __init__(self, *, function: str, image: bytes, parameter_bytes: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], num_warps: typing.SupportsInt | typing.SupportsIndex, shared_bytes: typing.SupportsInt | typing.SupportsIndex, tile_rows: typing.SupportsInt | typing.SupportsIndex, tile_tokens: typing.SupportsInt | typing.SupportsIndex, split: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+class CompiledRegime:
+
+    def __init__(self, *, tile_tokens: typing.SupportsInt | typing.SupportsIndex, gate_up: CompiledKernel, down: CompiledKernel, activate: CompiledKernel | None) -> None:
+        ...
+
+class CompiledKernels:
+
+    def __init__(self, *, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, x_type: DType, compute_type: DType, h_stride: typing.SupportsInt | typing.SupportsIndex, y_stride: typing.SupportsInt | typing.SupportsIndex, regimes: collections.abc.Sequence[CompiledRegime], combine: CompiledKernel) -> None:
+        ...
+
+class ExpertKernels:
+    pass
+
 class Activation:
     """
     Members:
@@ -346,7 +369,7 @@ class Batch:
 
 class Engine:
 
-    def __init__(self, cpu_threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='') -> None:
+    def __init__(self, cpu_threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='', gpu: GpuOptions | None=None) -> None:
         ...
 
     def add_blobs(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, bias: bool, blobs: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], owner: typing.Any) -> Layer:
@@ -361,7 +384,16 @@ class Engine:
     def forward(self, layer: Layer, batch: Batch) -> None:
         ...
 
+    def hint(self, layer: Layer, loads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], ranks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
     def linear(self, layer: LinearView, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
+    def load_kernels(self, compiled: CompiledKernels) -> ExpertKernels:
+        ...
+
+    def set_kernels(self, layer: Layer, kernels: ExpertKernels) -> None:
         ...
 
     def stats(self) -> dict:
@@ -375,6 +407,18 @@ class Engine:
 
     @property
     def closed(self) -> bool:
+        ...
+
+    @property
+    def gpu_architecture(self) -> int | None:
+        ...
+
+    @property
+    def gpu_name(self) -> str | None:
+        ...
+
+    @property
+    def why_not_pinned(self) -> str:
         ...
 
 class MappedFile:

@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 import moerun
-from moerun.cli import doctor, generate, info, replay, trace, trace_plot
+from moerun.cli import doctor, generate, info, replay, trace, trace_plot, tune_threshold
 from moerun.cli.errors import run_guarded
 
-COMMANDS = (generate, info, doctor, trace, replay, trace_plot)
+COMMANDS = (generate, tune_threshold, info, doctor, trace, replay, trace_plot)
 
 EXAMPLES = """\
 examples:

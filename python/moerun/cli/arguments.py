@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from moerun.memory_size import parse_memory_size
+
 
 def count(text: str) -> int:
     """A whole number of at least 1."""
@@ -23,12 +25,29 @@ def fraction(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, got {text!r}")
+    return value
+
+
 def non_negative(text: str) -> float:
     """A number of at least 0."""
     value = _number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text!r}")
     return value
+
+
+def memory_size(text: str) -> str:
+    """An amount of memory, as moerun.EngineConfig.gpu_cache takes it."""
+    try:
+        parse_memory_size(text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:

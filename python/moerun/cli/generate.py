@@ -13,17 +13,20 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from moerun.cli import arguments
+from moerun import policy
+from moerun.cli import arguments, big_little
 from moerun.cli.generation_report import ExpertClock, figures, render
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
+from moerun.engine_config import DEVICES
 from moerun.layer_spec import WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from moerun import Engine
+    from moerun import BigLittle, Engine
+    from moerun.big_little.statistics import Statistics
 
 EXAMPLES = """\
 examples:
@@ -31,6 +34,8 @@ examples:
   moerun generate ./Qwen3-30B-A3B --chat "Why is the sky blue?" --max-new-tokens 400
   moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
   moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32
+  moerun generate ./Qwen3-30B-A3B "Once upon a time" --device cuda --gpu-cache 8GiB
+  moerun generate ./OLMoE-1B-7B "Once upon a time" --big-little 0.7 --stats
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
 """
 
@@ -82,8 +87,31 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"quantise the experts: {', '.join(WEIGHT_FORMATS)} (default: as saved)",
     )
+    big_little.add_mode(parser)
     parser.add_argument(
-        "--stats", action="store_true", help="also show how often each layer uses its experts"
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="where experts run: on the CPU, on CPU and GPU together, or as this machine allows (default)",
+    )
+    parser.add_argument(
+        "--gpu-cache",
+        type=arguments.memory_size,
+        default="auto",
+        metavar="SIZE",
+        help="GPU memory for experts: 8GiB, 50%% of the GPU's, or auto (what is free; default)",
+    )
+    parser.add_argument(
+        "--schedule",
+        choices=policy.METHODS,
+        default="balanced",
+        metavar="NAME",
+        help=f"who runs an expert: {', '.join(policy.METHODS)} (default: balanced)",
+    )
+    parser.add_argument(
+        "--stats",
+        action="store_true",
+        help="also show how often each layer uses its experts, and what --big-little did",
     )
     parser.add_argument(
         "--json", action="store_true", help="print text and figures as one JSON object at the end"
@@ -99,11 +127,13 @@ def run(args: argparse.Namespace) -> int:
 
     prompt = read_prompt(args.prompt)
     folder = checkpoint_folder(args.checkpoint)
-    moe_layers = Checkpoint(folder).moe_layers  # fails on a damaged one before torch takes seconds to import
+    checkpoint = Checkpoint(folder)  # fails on a damaged one before torch takes seconds to import
+    options = big_little.options_of(args, checkpoint)
     threads = args.threads or default_threads()
 
     start = time.perf_counter()
-    model = load_model(folder, args.dtype, threads, args.experts)
+    where = {"device": args.device, "gpu_cache": args.gpu_cache, "schedule": args.schedule}
+    model = load_model(folder, args.dtype, threads, args.experts, **where)
     tokenizer = load_tokenizer(folder)
     load_s = time.perf_counter() - start
 
@@ -113,16 +143,22 @@ def run(args: argparse.Namespace) -> int:
     engine: Engine = model.moerun_engine  # type: ignore[assignment]
     experts = ExpertClock(engine.stats)
     stream = TokenStream(partial(decode, tokenizer), write, experts.prefill_is_over)
-    generate(model, ids, stream, args)
+    statistics = generate(model, ids, stream, args, options)
 
     report = figures(stream.timing(), experts, load_s)
-    tokens_by_layer = dict(zip(moe_layers, experts.tokens(), strict=True))
+    tokens_by_layer = dict(zip(checkpoint.moe_layers, experts.tokens(), strict=True))
     if args.json:
         usage = {str(layer): tokens.tolist() for layer, tokens in tokens_by_layer.items()}
+        if options is not None and statistics is not None:
+            report["big_little"] = big_little.as_figures(options, statistics)
         print(json.dumps({"text": stream.text, **report, "expert_tokens_by_layer": usage}, indent=2))
         return 0
     write_now("" if stream.text.endswith("\n") else "\n")
-    sections = [render(report), *([usage_table(tokens_by_layer)] if args.stats else [])]
+    sections = [render(report)]
+    if args.stats and options is not None and statistics is not None:
+        sections.append(big_little.render(options, statistics))
+    if args.stats:
+        sections.append(usage_table(tokens_by_layer))
     print("\n" + "\n\n".join(sections), file=sys.stderr)
     return 0
 
@@ -134,7 +170,9 @@ def default_threads() -> int:
     return int(_core.cpu_info()["usable_cores"])
 
 
-def load_model(folder: str, dtype: str, threads: int, experts: str | None = None) -> PreTrainedModel:
+def load_model(
+    folder: str, dtype: str, threads: int, experts: str | None = None, **engine_options: Any
+) -> PreTrainedModel:
     """The checkpoint as a transformers model; its torch part uses as many threads as the engine."""
     import torch
     from transformers.utils import logging
@@ -145,7 +183,11 @@ def load_model(folder: str, dtype: str, threads: int, experts: str | None = None
         logging.disable_progress_bar()
     torch.set_num_threads(threads)
     return moerun.hf.from_pretrained(
-        folder, dtype=None if dtype == "auto" else dtype, experts=experts, cpu_threads=threads
+        folder,
+        dtype=None if dtype == "auto" else dtype,
+        experts=experts,
+        cpu_threads=threads,
+        **engine_options,
     )
 
 
@@ -174,9 +216,13 @@ def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
 
 
 def generate(
-    model: PreTrainedModel, ids: torch.Tensor, stream: TokenStream, args: argparse.Namespace
-) -> None:
-    """Generate from ``ids`` into ``stream``."""
+    model: PreTrainedModel,
+    ids: torch.Tensor,
+    stream: TokenStream,
+    args: argparse.Namespace,
+    options: BigLittle | None = None,
+) -> Statistics | None:
+    """Generate from ``ids`` into ``stream``; with big-little options, returns what that did."""
     import torch
 
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -189,14 +235,21 @@ def generate(
     if args.seed is not None:
         torch.manual_seed(args.seed)
     ends = {"eos_token_id": None} if args.ignore_eos else {}
-    model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=args.max_new_tokens,
-        streamer=stream,
+    ids = ids.to(model.device)
+    arguments: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
+        "streamer": stream,
         **sampling(args.temperature, args.top_p),
         **ends,
-    )
+    }
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if options is None:
+        model.generate(**inputs, **arguments)  # type: ignore[operator]
+        return None
+
+    import moerun
+
+    return moerun.generate(model, inputs, options, **arguments).statistics
 
 
 def sampling(temperature: float | None, top_p: float | None) -> dict[str, Any]:

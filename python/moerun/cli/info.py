@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from moerun import machine
+from moerun import _core, machine
 from moerun.cli import arguments, text
 from moerun.quant import cache_size
 
@@ -37,12 +37,20 @@ def run(args: argparse.Namespace) -> int:
     from moerun.hf.folder import checkpoint_folder
 
     folder = checkpoint_folder(args.checkpoint, local_files_only=True)  # fetches no weights to describe them
-    report = describe(Checkpoint(folder), machine.memory())
+    report = describe(Checkpoint(folder), machine.memory(), gpu_bytes())
     print(json.dumps(report, indent=2) if args.json else render(report))
     return 0
 
 
-def describe(checkpoint: Checkpoint, memory: machine.Memory) -> dict[str, Any]:
+def gpu_bytes() -> int | None:
+    """Memory of the first GPU; None without one."""
+    devices = _core.probe_gpu()["devices"]
+    return devices[0]["memory_bytes"] if devices else None
+
+
+def describe(
+    checkpoint: Checkpoint, memory: machine.Memory, gpu_memory_bytes: int | None = None
+) -> dict[str, Any]:
     """Everything that info reports, ready for JSON; sizes in bytes."""
     layers = checkpoint.moe_layers
     spec = checkpoint.spec(layers[0])
@@ -50,6 +58,9 @@ def describe(checkpoint: Checkpoint, memory: machine.Memory) -> dict[str, Any]:
     experts_bytes = len(layers) * layer_bytes
     other_bytes = checkpoint.total_bytes - experts_bytes
     needed_bytes = int(checkpoint.total_bytes * HEADROOM)
+    # What gpu_cache="auto" takes of an empty GPU, when the model's other weights are there too.
+    gpu_left = None if gpu_memory_bytes is None else max(0, gpu_memory_bytes * 7 // 8 - other_bytes)
+    all_experts = len(layers) * spec.num_experts
     left_for_experts = memory.available_bytes / HEADROOM - other_bytes
     return {
         "path": str(checkpoint.path),
@@ -57,6 +68,7 @@ def describe(checkpoint: Checkpoint, memory: machine.Memory) -> dict[str, Any]:
         "files": len(checkpoint.files),
         "layers": checkpoint.num_layers,
         "moe_layers": len(layers),
+        "experts": all_experts,
         "experts_per_layer": spec.num_experts,
         "top_k": spec.top_k,
         "hidden_size": spec.hidden_size,
@@ -74,6 +86,10 @@ def describe(checkpoint: Checkpoint, memory: machine.Memory) -> dict[str, Any]:
         "memory_available_bytes": memory.available_bytes,
         "memory_needed_bytes": needed_bytes,
         "fits": needed_bytes <= memory.available_bytes,
+        "gpu_memory_bytes": gpu_memory_bytes,
+        "experts_that_fit_on_gpu": None
+        if gpu_left is None
+        else min(all_experts, gpu_left // checkpoint.expert_bytes),
         "moe_layers_that_fit": min(len(layers), max(0, int(left_for_experts // layer_bytes))),
     }
 
@@ -123,4 +139,7 @@ def render(report: dict[str, Any]) -> str:
         ["Cache", f"{text.size(report['quantised_cache_bytes'])} of quantised experts, of all checkpoints"],
         ["Memory", f"{available} of {total} available"],
     ]
+    if report["gpu_memory_bytes"] is not None:
+        room = f"room for {report['experts_that_fit_on_gpu']} of {report['experts']} experts"
+        rows.append(["GPU", f"{text.size(report['gpu_memory_bytes'])}: {room}"])
     return text.table(rows, "ll") + "\n\n" + verdict(report)

@@ -64,7 +64,8 @@ def from_pretrained(
     engine
         An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
     options
-        The fields of `moerun.EngineConfig` configure the engine that is made (cpu_threads=8, ...); everything
+        The fields of `moerun.EngineConfig` configure the engine that is made (cpu_threads=8, device="cuda",
+        gpu_cache="8GiB", ...), and with a GPU that torch can use the model's other parts go there; everything
         else goes to transformers' `AutoModelForCausalLM.from_pretrained` (attn_implementation="eager", ...).
 
     Returns
@@ -162,8 +163,11 @@ def _load(
         **options,
     )
     attach_layers(model, _add_layers(engine, checkpoint, experts))
-    attach_linears(model, engine)
-    attach_attention(model)
+    if engine.gpu is not None and _torch_has_gpu():
+        model.to("cuda")  # type: ignore[arg-type]
+    else:
+        attach_linears(model, engine)
+        attach_attention(model)
     model.moerun_engine = engine  # type: ignore[assignment]
     return model
 
@@ -183,6 +187,12 @@ def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
+
+
+def _torch_has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _add_layers(engine: Engine, checkpoint: Checkpoint, experts: str | None) -> dict[int, Layer]:

@@ -17,6 +17,8 @@ from moerun.replay.systems import HYBRIMOE, KTRANSFORMERS, OURS, System
 from moerun.replay.trace import PREFILL, Trace
 
 PAPER_MACHINE = "a6000-xeon5220r"  # the paper's
+# What other machines are asked as well.
+MACHINE_MODELS = ("Mixtral-8x7B", "DeepSeek-V2-Lite", "Qwen2-57B-A14B", "Qwen3-30B-A3B")
 PAPER_MODELS = ("Mixtral-8x7B", "DeepSeek-V2-Lite", "Qwen2-57B-A14B")
 RATIOS = (0.25, 0.5, 0.75)
 PROMPTS = (32, 128, 512, 1024)

@@ -44,6 +44,10 @@ MODELS = {
         ModelShape("Qwen2-57B-A14B", 28, 64, 8, 3584, 2560, 20480, 3584 * (2 * 3584 + 2 * 512)),
         # 32 heads of 128, 4 key-value heads
         ModelShape("Qwen3-30B-A3B", 48, 128, 8, 2048, 768, 0, 2048 * (2 * 4096 + 2 * 512)),
+        # 16 heads of 128, 16 key-value heads
+        ModelShape("OLMoE", 16, 64, 8, 2048, 1024, 0, 2048 * 4 * 2048),
+        # 16 heads of 128, 16 key-value heads; a shared expert of 5632
+        ModelShape("Qwen1.5-MoE-A2.7B", 24, 60, 4, 2048, 1408, 5632, 2048 * 4 * 2048),
         # examples/pycode-moe, the demo checkpoint
         ModelShape("pycode-moe", 6, 32, 4, 256, 64, 0, 256 * (2 * 256 + 2 * 128)),
     )

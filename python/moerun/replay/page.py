@@ -7,10 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from moerun.replay.experiments import ABLATION, OUR_ABLATION, PAPER_MACHINE, PAPER_MODELS, PROMPTS, RATIOS
+from moerun.replay.experiments import (
+    ABLATION,
+    MACHINE_MODELS,
+    OUR_ABLATION,
+    PAPER_MACHINE,
+    PAPER_MODELS,
+    PROMPTS,
+    RATIOS,
+)
 from moerun.replay.fit import LRU_AT_25
 from moerun.replay.profile import PROFILES
-from moerun.replay.synthetic import STYLES
 from moerun.replay.systems import BELADY, HYBRIMOE, KTRANSFORMERS, OURS, PERFECT, SYSTEMS, System
 from moerun.replay.tables import markdown
 
@@ -324,7 +331,7 @@ def _predictors(found: dict[str, list[dict[str, Any]]]) -> str:
 def _machines(found: dict[str, list[dict[str, Any]]]) -> str:
     rows = []
     for name, results in found.items():
-        for model in STYLES:
+        for model in MACHINE_MODELS:
             for ratio in RATIOS:
                 times = {
                     system.name: _find(results, "decode", model=model, cache_ratio=ratio, system=system.name)[

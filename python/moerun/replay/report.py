@@ -12,6 +12,7 @@ from typing import Any
 
 from moerun.replay.experiments import (
     ABLATION,
+    MACHINE_MODELS,
     OUR_ABLATION,
     PAPER_MACHINE,
     PAPER_MODELS,
@@ -70,7 +71,7 @@ def collect(traces: list[Path]) -> dict[str, Any]:
         "ablation_prefill": prefill_rows(machine, ABLATION, qwen2, (0.25,)),
         "our_ablation": decode_rows(machine, OUR_ABLATION),
         "machines": {
-            name: decode_rows(load_profile(name), (KTRANSFORMERS, HYBRIMOE, OURS), tuple(STYLES), RATIOS)
+            name: decode_rows(load_profile(name), (KTRANSFORMERS, HYBRIMOE, OURS), MACHINE_MODELS, RATIOS)
             for name in OTHER_MACHINES
         },
         "predictors": {

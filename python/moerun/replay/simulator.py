@@ -7,7 +7,7 @@ no demand copy does, and a demand copy waits for at most one chunk of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from moerun.policy import MAX_DISTANCE, Plan, PrefetchConfidence, Splitter, pref
 from moerun.replay.cache import FREE, LayerCache, next_uses
 from moerun.replay.counters import Counters
 from moerun.replay.models import ModelShape
+from moerun.replay.passes import Pass, usual_passes
 from moerun.replay.pcie import Pcie, Transfer
 from moerun.replay.profile import Profile
 from moerun.replay.systems import System
@@ -37,6 +38,8 @@ class Replay:
     measure_from
         Steps with a smaller number warm caches and learned confidences up and are not counted; how often they
         use each expert decides the initial placement.
+    passes
+        How the steps of the trace go through the layers; None: each in one pass, with all experts.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Replay:
         system: System,
         cache_ratio: float,
         measure_from: int = 0,
+        passes: Sequence[Pass] | None = None,
     ) -> None:
         if (trace.num_experts, trace.top_k) != (model.num_experts, model.top_k):
             raise ValueError(
@@ -59,9 +63,11 @@ class Replay:
         self.cost = profile.cost(model)
         self.chunk_us = min(self.cost.copy_us, CHUNK_BYTES / profile.pcie_gbps / 1e3)
         self.prefill, self.decode = Counters(), Counters()
-        self.steps = trace.steps()
+        self.passes = usual_passes(trace) if passes is None else passes
         self.measure_from = measure_from
-        self.loads = [[trace.loads(t, layer) for layer in range(trace.num_layers)] for t in self.steps]
+        self.loads = [
+            [trace.loads(p.tokens, layer, p.top_k) for layer in range(trace.num_layers)] for p in self.passes
+        ]
         self.caches = self._caches(round(cache_ratio * model.num_experts), cache_ratio)
         # Ours knows when the next gate is due, for attention takes what it took the layer before.
         self.pcie = Pcie(self.chunk_us if system.prefetch in ("guarded", "perfect") else 0.0)
@@ -76,7 +82,7 @@ class Replay:
     def _caches(self, slots: int, cache_ratio: float) -> list[LayerCache]:
         trace, system = self.trace, self.system
         used = np.array([[loads > 0 for loads in step] for step in self.loads])
-        usage = used[: self.measure_from].sum(0)
+        usage = used[[p.step < self.measure_from for p in self.passes]].sum(0)
         future = next_uses(used) if system.cache == "belady" else None
         if system.cache == "layers":
             whole = round(cache_ratio * trace.num_layers)
@@ -92,26 +98,31 @@ class Replay:
 
     def run(self) -> Replay:
         """Play all steps; the results are in ``prefill`` and ``decode``."""
-        for number, tokens in enumerate(self.steps):
-            phase = self.prefill if self.trace.phase[tokens[0]] == PREFILL else self.decode
-            counters = phase if number >= self.measure_from else Counters()
-            self._step(number, tokens, counters)
+        for number, current in enumerate(self.passes):
+            phase = self.prefill if self.trace.phase[current.tokens[0]] == PREFILL else self.decode
+            counters = phase if current.step >= self.measure_from else Counters()
+            self._pass(number, current, counters)
         return self
 
-    def _step(self, number: int, tokens: np.ndarray, counters: Counters) -> None:
+    def _pass(self, number: int, current: Pass, counters: Counters) -> None:
         begin_us = now_us = self.pcie.now_us
         busy_before = self.pcie.busy_us
         self.arrived, self.begun_us = {}, {}
+        if current.known:
+            shared_us = self.profile.shared_gpu_us(self.model, len(current.tokens))
+            self._prefetch(current, -1, now_us, now_us, shared_us)
         for layer in range(self.trace.num_layers):
-            now_us = self._layer(number, layer, tokens, now_us, counters)
-        counters.steps += 1
-        counters.tokens += len(tokens)
+            now_us = self._layer(number, layer, current, now_us, counters)
+        if not current.known:  # a fallback belongs to the step of the pass before
+            counters.steps += 1
+            counters.tokens += len(current.tokens)
         counters.time_us += now_us - begin_us
         self._land(self.pcie.run_until(now_us), counters)
         counters.pcie_busy_us += self.pcie.busy_us - busy_before
 
-    def _layer(self, number: int, layer: int, tokens: np.ndarray, now_us: float, counters: Counters) -> float:
+    def _layer(self, number: int, layer: int, current: Pass, now_us: float, counters: Counters) -> float:
         """Attention and experts of one layer from ``now_us``; returns when it ends."""
+        tokens = current.tokens
         system, cache, loads = self.system, self.caches[layer], self.loads[number][layer]
         active = loads > 0
         off_gpu = system.attention_on_cpu and not cache.resident.all()
@@ -123,7 +134,7 @@ class Replay:
         )
         gate_us = now_us + attention_us
         self._land(self.pcie.run_until(gate_us), counters)
-        self._learn(number, layer, tokens)
+        self._learn(number, layer, current)
 
         scores = self.trace.scores[tokens, layer].astype(np.float32)
         cache.observe(number, loads, scores)
@@ -174,8 +185,8 @@ class Replay:
             missing_us = {e: self.cost.copy_us for e in plan.cpu.tolist() if not cache.resident[e]}
             missing_us |= {e: (1 - part) * self.cost.copy_us for e, part in demanded.items() if part < 1}
             self._promote(layer, missing_us, active)
-        if system.prefetch != "none":
-            self._prefetch(number, layer, tokens, gate_us, gate_us + makespan_us, shared_us)
+        if system.prefetch != "none" or current.known:
+            self._prefetch(current, layer, gate_us, gate_us + makespan_us, shared_us)
         return gate_us + makespan_us
 
     # What the devices do.
@@ -237,13 +248,17 @@ class Replay:
             self.pcie.promotions = [t for t in self.pcie.promotions if t.layer != layer]
             self.pcie.promotions.append(Transfer(layer, best, victim, missing_us[best], True))
 
-    def _predicted(self, number: int, layer: int, distance: int, tokens: np.ndarray) -> np.ndarray | None:
+    def _knows(self, current: Pass) -> bool:
+        """Whether the routing of the next layers is known, not predicted."""
+        return current.known or self.system.prefetch == "perfect"
+
+    def _predicted(self, layer: int, distance: int, current: Pass) -> np.ndarray | None:
         """Scores ``[tokens, E]`` expected ``distance`` layers after ``layer``; None without a prediction."""
-        target = layer + distance
+        target, tokens = layer + distance, current.tokens
         if target >= self.trace.num_layers:
             return None
         system = self.system
-        if system.prefetch == "perfect":
+        if self._knows(current):
             return self.trace.scores[tokens, target].astype(np.float32)
         if system.predictor == "history":
             return np.broadcast_to(self.usage[target], (len(tokens), self.trace.num_experts))
@@ -252,29 +267,28 @@ class Replay:
             return None
         return source[tokens, layer, distance - 1].astype(np.float32)
 
-    def _learn(self, number: int, layer: int, tokens: np.ndarray) -> None:
+    def _learn(self, number: int, layer: int, current: Pass) -> None:
         """Compare what was predicted for this layer with what its router chose."""
-        loads = self.loads[number][layer]
+        loads, tokens = self.loads[number][layer], current.tokens
         counters = self.prefill if self.trace.phase[tokens[0]] == PREFILL else self.decode
-        if self.system.prefetch not in ("none", "perfect") and len(tokens) <= LEARN_TOKENS:
+        predicts = self.system.prefetch != "none" and not self._knows(current)
+        if predicts and len(tokens) <= LEARN_TOKENS:
             for distance in range(1, min(MAX_DISTANCE, layer) + 1):
-                scores = self._predicted(number, layer - distance, distance, tokens)
+                scores = self._predicted(layer - distance, distance, current)
                 if scores is None:
                     continue
-                for row, chosen in zip(scores, self.trace.ids[tokens, layer], strict=True):
+                for row, chosen in zip(scores, self.trace.ids[tokens, layer, : current.top_k], strict=True):
                     used = set(chosen.tolist())
                     for rank, expert in enumerate(np.argsort(-row, kind="stable").tolist()):
                         self.confidence.observe(distance, rank, expert in used)
-                        if rank < self.trace.top_k and number >= self.measure_from:
+                        if rank < current.top_k and current.step >= self.measure_from:
                             counters.predictions[distance - 1] += 1
                             counters.correct[distance - 1] += expert in used
         self.usage[layer] += 0.1 * ((loads > 0) - self.usage[layer])
 
-    def _prefetch(
-        self, number: int, layer: int, tokens: np.ndarray, gate_us: float, end_us: float, shared_us: float
-    ) -> None:
+    def _prefetch(self, current: Pass, layer: int, gate_us: float, end_us: float, shared_us: float) -> None:
         """Re-plan what PCIe copies ahead: predictions of this layer replace those of the one before."""
-        system = self.system
+        system, tokens = self.system, current.tokens
         guarded = system.prefetch in ("guarded", "perfect")
         for transfer in self.pcie.prefetches:
             self.begun_us[transfer.layer, transfer.expert] = self.cost.copy_us - transfer.left_us
@@ -282,13 +296,13 @@ class Replay:
         attention_us = self.profile.attention_us(self.model, len(tokens))
         forecasts = []
         for distance in range(1, MAX_DISTANCE + 1):
-            scores = self._predicted(number, layer, distance, tokens)
+            scores = self._predicted(layer, distance, current)
             if scores is None:
                 break
             start_us = end_us + attention_us + (distance - 1) * (attention_us + end_us - gate_us)
             if guarded:  # demand copies of the layers between come first
                 start_us -= (distance - 1) * self.demand_us
-            forecasts.append(self._forecast(layer, distance, scores, start_us - gate_us))
+            forecasts.append(self._forecast(current, layer, distance, scores, start_us - gate_us))
         chosen = prefetch(
             forecasts,
             self.cost,
@@ -302,21 +316,23 @@ class Replay:
             left_us = self.cost.copy_us - self.begun_us.get((layer + distance, expert), 0.0)
             self.pcie.prefetches.append(Transfer(layer + distance, expert, victim, left_us, False))
 
-    def _forecast(self, layer: int, distance: int, scores: np.ndarray, start_us: float) -> tuple:
+    def _forecast(
+        self, current: Pass, layer: int, distance: int, scores: np.ndarray, start_us: float
+    ) -> tuple:
         """A layer ahead as ``moerun.policy.prefetch`` takes it."""
         trace, system = self.trace, self.system
         cache = self.caches[layer + distance]
         order = np.argsort(-scores, axis=1, kind="stable")
-        likely = order[:, : trace.top_k]
+        likely = order[:, : current.top_k]
         loads = np.bincount(likely.ravel(), minlength=trace.num_experts).astype(np.int32)
-        if system.prefetch == "perfect":
+        if self._knows(current):
             chance = (loads > 0).astype(float)
         else:
             by_rank = np.array([self.confidence.value(distance, r) for r in range(trace.num_experts)])
             ranks = np.argsort(order, axis=1)
             chance = 1 - np.prod(1 - by_rank[ranks], axis=0)  # that any of the tokens uses it
         victims = cache.victims(loads > 0, VICTIMS)
-        weigh = system.prefetch in ("guarded", "perfect")
+        weigh = system.prefetch == "guarded" or self._knows(current)
         victim_chance = [float(chance[v]) if weigh and v != FREE else 0.0 for v in victims]
         left = np.ones(trace.num_experts)
         for (target, expert), begun_us in self.begun_us.items():

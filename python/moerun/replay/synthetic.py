@@ -37,12 +37,14 @@ class RoutingStyle:
 
 
 # Fitted by fit.py so that LRU with a quarter of the experts cached hits as often as in HybriMoE's paper:
-# 30.2, 47.7 and 45.0 %. Qwen3 has no such figure and takes Qwen2's style.
+# 30.2, 47.7 and 45.0 %. The others have no such figure and take Qwen2's style.
 STYLES = {
     "Mixtral-8x7B": RoutingStyle(skew=0.3, reuse=0.091),
     "DeepSeek-V2-Lite": RoutingStyle(skew=0.3, reuse=0.271),
     "Qwen2-57B-A14B": RoutingStyle(skew=0.3, reuse=0.265),
     "Qwen3-30B-A3B": RoutingStyle(skew=0.3, reuse=0.265),
+    "OLMoE": RoutingStyle(skew=0.3, reuse=0.265),
+    "Qwen1.5-MoE-A2.7B": RoutingStyle(skew=0.3, reuse=0.265),
 }
 
 

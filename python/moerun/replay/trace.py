@@ -90,9 +90,10 @@ class Trace:
         boundaries = np.flatnonzero(np.diff(self.step)) + 1
         return np.split(np.arange(self.num_tokens), boundaries) if self.num_tokens else []
 
-    def loads(self, tokens: np.ndarray, layer: int) -> np.ndarray:
-        """Tokens per expert, int32 ``[E]``, of some tokens in one layer."""
-        return np.bincount(self.ids[tokens, layer].ravel(), minlength=self.num_experts).astype(np.int32)
+    def loads(self, tokens: np.ndarray, layer: int, top_k: int | None = None) -> np.ndarray:
+        """Tokens per expert, int32 ``[E]``, of some tokens in one layer, by their first ``top_k`` ids."""
+        ids = self.ids[tokens, layer, :top_k]
+        return np.bincount(ids.ravel(), minlength=self.num_experts).astype(np.int32)
 
     def save(self, path: str | Path) -> None:
         """Write the trace as a compressed npz file."""

@@ -23,6 +23,7 @@ DType dtype_of(const std::string& name) {
 
 std::vector<float> widen(const std::byte* data, DType type, int64_t count) {
   std::vector<float> values(static_cast<size_t>(count));
+  if (count == 0) return values;  // of an empty part of a sum; no memcpy from or to null
   if (type == DType::f32) {
     std::memcpy(values.data(), data, values.size() * sizeof(float));
     return values;
@@ -36,6 +37,7 @@ std::vector<float> widen(const std::byte* data, DType type, int64_t count) {
 }
 
 void narrow(const std::vector<float>& values, DType type, std::byte* data) {
+  if (values.empty()) return;
   if (type == DType::f32) {
     std::memcpy(data, values.data(), values.size() * sizeof(float));
     return;

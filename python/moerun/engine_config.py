@@ -1,0 +1,83 @@
+"""EngineConfig: how an engine runs, checked when it is written down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moerun import _core
+from moerun.memory_size import parse_memory_size
+
+# More than any machine has cores; OpenMP runtimes end the process when they cannot start a thread.
+MOST_THREADS = 1024
+DEVICES = ("auto", "cpu", "cuda")
+PREFETCHES = ("impact", "none")
+STORES = ("auto", "pinned", "staged")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How an engine runs.
+
+    Parameters
+    ----------
+    device
+        "cpu"; "cuda" for CPU and GPU together; "auto" for a GPU if there is one that can be used.
+    gpu_cache
+        Device memory for experts: bytes (an int, or "8GiB"), a fraction of the device's memory (0.5, "50%"),
+        or "auto": what is free when the engine is made, less an eighth of all.
+    schedule
+        Who runs an expert: "balanced" (ours), "hybrimoe" (arXiv 2504.05897), "static" (cached ones on the
+        GPU, others on the CPU), "ondemand" (all on the GPU, copied when needed), "gpu" (all on the GPU and
+        all cached), "cpu"; others are in moerun.policy.METHODS.
+    cache
+        Which expert leaves the cache: "mrs" (arXiv 2504.05897, section IV-D), "lru", "lfu" or "recent".
+    prefetch
+        "impact" copies experts that Layer.hint predicts while the bus is idle; "none" does not.
+    store
+        Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
+        refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned,
+        else staged).
+    cpu_threads
+        Threads that compute, the calling one included; None means all cores that this process may use.
+    isa
+        Row of the kernel table: "amx", "avx512_bf16", "avx512", "avx2" or "ref"; None means the environment
+        variable MOERUN_ISA, or the best that this machine has.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, an amount of memory that is none, or threads outside of 1 .. MOST_THREADS.
+    """
+
+    device: str = "auto"
+    gpu_cache: int | float | str = "auto"
+    schedule: str = "balanced"
+    cache: str = "mrs"
+    prefetch: str = "impact"
+    store: str = "auto"
+    cpu_threads: int | None = None
+    isa: str | None = None
+
+    def __post_init__(self) -> None:
+        known = {
+            "device": DEVICES,
+            "schedule": _core.policy.METHODS,
+            "cache": _core.policy.CACHE_POLICIES,
+            "prefetch": PREFETCHES,
+            "store": STORES,
+        }
+        for option, names in known.items():
+            if getattr(self, option) not in names:
+                raise ValueError(f"{option} {getattr(self, option)!r} is unknown; known: {', '.join(names)}")
+        parse_memory_size(self.gpu_cache, "gpu_cache")
+        threads = self.cpu_threads
+        if threads is not None and (
+            isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1
+        ):
+            raise ValueError(f"cpu_threads must be a positive integer or None, got {threads!r}")
+        if threads is not None and threads > MOST_THREADS:
+            raise ValueError(f"cpu_threads is {threads}, but an engine has at most {MOST_THREADS}")
+        if self.isa is not None and not isinstance(self.isa, str):
+            raise ValueError(f"isa must be a string or None, got {self.isa!r}")
