@@ -3,10 +3,14 @@ folders below can import oracle.py, expert_layers.py and guarded_memory.py."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+from fake_driver import FakeDriver, build_fake_driver
 
 
 @pytest.fixture
@@ -15,3 +19,26 @@ def drop_privileges() -> Iterator[Callable[[], None]]:
     user = os.geteuid()
     yield lambda: os.seteuid(65534) if user == 0 else None  # nobody
     os.seteuid(user)
+
+
+@pytest.fixture(scope="session")
+def driver() -> Path:
+    """The stand-in libcuda.so.1."""
+    return build_fake_driver()
+
+
+@pytest.fixture
+def gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+    """The stand-in CUDA driver (tests/fakecuda) in this process: no GPU, no Triton, every mistake is counted.
+
+    Afterwards nothing may be left on it, and nothing have been violated.
+    """
+    monkeypatch.setenv("MOERUN_LIBCUDA", str(driver))
+    monkeypatch.setenv("MOERUN_KERNELS", "described")
+    fake = FakeDriver(driver)
+    fake.reset()
+    yield fake
+    gc.collect()  # an engine and its layers know each other
+    assert fake.violations() == []
+    assert fake.counter("unpinned_copies") == 0
+    assert fake.leaks() == 0

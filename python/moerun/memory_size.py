@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-_UNITS = {"": 1, "B": 1} | {
+_UNITS = {"B": 1} | {
     f"{letter}{suffix}": base**power
     for power, letter in enumerate("KMGT", start=1)
     for suffix, base in (("", 1024), ("iB", 1024), ("B", 1000))
@@ -21,7 +21,7 @@ def parse_memory_size(value: Any, name: str) -> int | float | None:
     ----------
     value
         An int, or a string such as "8GiB", "512MB" or "1000000": bytes. A float from 0 to 1, or a string such
-        as "50%": a part of the whole. "auto".
+        as "0.5" or "50%": a part of the whole. "auto".
     name
         The option, for errors.
 
@@ -51,6 +51,8 @@ def parse_memory_size(value: Any, name: str) -> int | float | None:
         if text == "auto":
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*|%)", text)
+        if match and match[2] == "":
+            return parse_memory_size(float(text) if "." in text else int(text), name)
         if match and match[2] == "%":
             return parse_memory_size(float(match[1]) / 100, name)
         if match and match[2] in _UNITS:

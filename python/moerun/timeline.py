@@ -12,10 +12,13 @@ from moerun.errors import MoerunError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+LEAST_WIDTH = 0.003  # of the picture, so that short spans are seen
+
 
 class Span(NamedTuple):
     """What a lane did from `start_us` on, in microseconds since the trace's first event."""
 
+    row: int  # of the lane: CPU threads, GPU, copies to it, copies back
     lane: str
     name: str
     layer: int
@@ -36,7 +39,7 @@ def read_spans(path: str | os.PathLike[str]) -> list[Span]:
             events: list[dict[str, Any]] = json.load(file)["traceEvents"]
         lanes = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M"}
         spans = [
-            Span(lanes[e["tid"]], e["name"], e["args"]["layer"], e["ts"], e["dur"])
+            Span(e["tid"], lanes[e["tid"]], e["name"], e["args"]["layer"], e["ts"], e["dur"])
             for e in events
             if e["ph"] == "X"
         ]
@@ -68,24 +71,28 @@ def draw(spans: list[Span]) -> Figure:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
-    lanes = sorted({span.lane for span in spans})
+    lanes = dict(sorted({(span.row, span.lane) for span in spans}))
     names = sorted({span.name for span in spans})
     colours = dict(zip(names, pyplot.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
     begin = min(span.start_us for span in spans)
-    figure, axes = pyplot.subplots(figsize=(10, 0.9 + 0.45 * len(lanes)), layout="constrained")
-    for row, lane in enumerate(lanes):
+    end = max(span.start_us + span.duration_us for span in spans)
+    least_ms = LEAST_WIDTH * (end - begin) / 1e3
+    figure, axes = pyplot.subplots(figsize=(10, 1.2 + 0.45 * len(lanes)), layout="constrained")
+    for place, row in enumerate(lanes):
         for name in names:
             bars = [
-                ((s.start_us - begin) / 1e3, s.duration_us / 1e3)
+                ((s.start_us - begin) / 1e3, max(s.duration_us / 1e3, least_ms))
                 for s in spans
-                if s.lane == lane and s.name == name
+                if s.row == row and s.name == name
             ]
             axes.broken_barh(
-                bars, (row - 0.4, 0.8), facecolors=colours[name], label=name if row == 0 else None
+                bars, (place - 0.4, 0.8), facecolors=colours[name], edgecolors="white", linewidth=0.4
             )
-    axes.set_yticks(range(len(lanes)), lanes)
+    axes.set_yticks(range(len(lanes)), list(lanes.values()))
     axes.invert_yaxis()
     axes.set_xlabel("ms")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.35), ncols=len(names), frameon=False)
+    keys = [Patch(color=colours[name], label=name) for name in names]
+    figure.legend(handles=keys, loc="outside upper center", ncols=len(names), frameon=False)
     return figure

@@ -15,6 +15,7 @@ from random_checkpoints import FAMILIES, save_random_checkpoint
 
 DEMO = Path(__file__).parents[2] / "examples" / "pycode-moe"
 GIB = 1 << 30
+NO_GPU = {"devices": [], "reason": "no CUDA driver: none"}
 
 
 def test_text_of_the_demo_checkpoint(capsys, demo):
@@ -64,7 +65,7 @@ def test_every_family_in_several_files(tmp_path, capsys, family):
 @given(available=st.integers(0, 1 << 26), total=st.integers(1 << 26, 1 << 27))
 def test_what_fits_is_said_and_consistent(available, total):
     checkpoint = Checkpoint(DEMO)
-    report = info.describe(checkpoint, machine.Memory(total, available))
+    report = info.describe(checkpoint, machine.Memory(total, available), NO_GPU)
     said = info.verdict(report)
     assert said.startswith("fits: " if report["fits"] else "does not fit: ")
     assert report["fits"] == (report["memory_needed_bytes"] <= available)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fake_driver import FakeDriver
 from moerun import Engine, LayerSpec, timeline
 from moerun.cli import main
 
@@ -38,6 +39,39 @@ def test_the_last_step_is_one_pass_over_the_layers(written: Path) -> None:
     assert len(spans) == 3 * len(step)
     assert [span.layer for span in step] == sorted(span.layer for span in step)
     assert step == spans[-len(step) :]
+
+
+def test_lanes_of_an_engine_with_a_gpu(gpu: FakeDriver, tmp_path: Path) -> None:
+    """Experts that are not cached are copied or run on the CPU, and sums come back: every lane is busy."""
+    picture, path = tmp_path / "step.svg", tmp_path / "timeline.json"
+    blob_bytes = 3 * 48 * 256 * 4 + 256
+    options = {"schedule": "balanced", "gpu_cache": 3 * blob_bytes, "cpu_threads": 1}
+    with Engine(device="cuda", **options) as engine:
+        tensors = {"gate_up": torch.randn(8, 512, 48), "down": torch.randn(8, 48, 256)}
+        layers = [engine.add_layer(LayerSpec(8, 48, 256, 2), tensors) for _ in range(2)]
+        ids = torch.arange(8).reshape(4, 2)
+        for _ in range(3):
+            for layer in layers:
+                layer.forward(torch.randn(4, 48), ids, torch.rand(4, 2))
+        engine.trace(path)
+    spans = timeline.read_spans(path)
+    lanes = [lane for _, lane in sorted({(span.row, span.lane) for span in spans})]
+    assert lanes == ["CPU thread 0", "GPU", "H2D copies", "D2H copies"]
+    step = timeline.last_step(spans)
+    assert {span.layer for span in step if span.lane == "D2H copies"} == {0, 1}
+    assert main(["trace-plot", str(path), "-o", str(picture)]) == 0
+    drawn = picture.read_text()
+    assert all(f"<!-- {lane} -->" in drawn for lane in {span.lane for span in step})
+
+
+def test_cpu_threads_are_in_the_order_of_their_numbers() -> None:
+    spans = [timeline.Span(row, f"CPU thread {row}", "down", 0, float(row), 1.0) for row in (10, 2, 0)]
+    (axes,) = timeline.draw(spans).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "CPU thread 0",
+        "CPU thread 2",
+        "CPU thread 10",
+    ]
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"traceEvents": [{}]}', '{"traceEvents": []}'])

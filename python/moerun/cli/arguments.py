@@ -44,7 +44,7 @@ def non_negative(text: str) -> float:
 def memory_size(text: str) -> str:
     """An amount of memory, as moerun.EngineConfig.gpu_cache takes it."""
     try:
-        parse_memory_size(text, "it")
+        parse_memory_size(text, "the size")
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text

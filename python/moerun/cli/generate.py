@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from moerun import policy
 from moerun.cli import arguments, big_little
 from moerun.cli.generation_report import ExpertClock, figures, render
+from moerun.cli.gpu_report import gpu_table
 from moerun.cli.prompt import encode, read_prompt
 from moerun.cli.stream import TokenStream
 from moerun.engine_config import DEVICES
@@ -99,7 +100,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         type=arguments.memory_size,
         default="auto",
         metavar="SIZE",
-        help="GPU memory for experts: 8GiB, 50%% of the GPU's, or auto (what is free; default)",
+        help="GPU memory for experts: 8GiB, 0.5 or 50%% of the GPU's, or auto (what is free; default)",
     )
     parser.add_argument(
         "--schedule",
@@ -111,7 +112,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stats",
         action="store_true",
-        help="also show how often each layer uses its experts, and what --big-little did",
+        help="also show how often each layer uses its experts, the GPU's hits, misses and copies, and what "
+        "--big-little did",
     )
     parser.add_argument(
         "--json", action="store_true", help="print text and figures as one JSON object at the end"
@@ -145,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
     stream = TokenStream(partial(decode, tokenizer), write, experts.prefill_is_over)
     statistics = generate(model, ids, stream, args, options)
 
-    report = figures(stream.timing(), experts, load_s)
+    report = figures(stream.timing(), experts, load_s, engine.gpu)
     tokens_by_layer = dict(zip(checkpoint.moe_layers, experts.tokens(), strict=True))
     if args.json:
         usage = {str(layer): tokens.tolist() for layer, tokens in tokens_by_layer.items()}
@@ -157,6 +159,8 @@ def run(args: argparse.Namespace) -> int:
     sections = [render(report)]
     if args.stats and options is not None and statistics is not None:
         sections.append(big_little.render(options, statistics))
+    if args.stats and report["gpu"]:
+        sections.append(gpu_table(report["gpu"]))
     if args.stats:
         sections.append(usage_table(tokens_by_layer))
     print("\n" + "\n\n".join(sections), file=sys.stderr)

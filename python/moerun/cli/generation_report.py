@@ -42,7 +42,9 @@ class ExpertClock:
         return sum(layer["seconds"] for layer in self.stats()["layers"])
 
 
-def figures(timing: Timing, experts: ExpertClock, load_s: float) -> dict[str, Any]:
+def figures(
+    timing: Timing, experts: ExpertClock, load_s: float, gpu_name: str | None = None
+) -> dict[str, Any]:
     """What is known after a generation, ready for JSON; units in the names of the keys."""
     memory, stats = machine.process_memory(), experts.stats()
     prefill_experts_s, decode_experts_s = experts.seconds()
@@ -60,6 +62,8 @@ def figures(timing: Timing, experts: ExpertClock, load_s: float) -> dict[str, An
         "decode_tokens_per_s": timing.decode_tokens_per_s,
         "peak_memory_bytes": memory.peak_bytes,
         "mapped_files_bytes": memory.file_bytes,
+        "gpu_name": gpu_name,
+        "gpu": stats.get("gpu"),  # what Engine.stats says of it
     }
 
 
@@ -74,6 +78,9 @@ def render(report: dict[str, Any]) -> str:
         ["peak memory", f"{text.size(report['peak_memory_bytes'])} (mapped files, at the end: {mapped})"],
         ["kernels", f"{report['isa']}, {text.plural(report['threads'], 'thread')}"],
     ]
+    if report["gpu_name"] is not None:
+        slots = text.plural(report["gpu"]["slots"], "slot")
+        rest.append(["GPU", f"{report['gpu_name']}, {slots} for experts"])
     return text.table(phases, "lrrrl") + "\n" + text.table(rest, "ll")
 
 

@@ -1,4 +1,5 @@
-"""``moerun info``: what a checkpoint holds and whether it fits this machine. Reads headers, never weights."""
+"""``moerun info``: what a checkpoint holds and whether it fits this machine's memory and GPU. Reads headers,
+never weights."""
 
 from __future__ import annotations
 
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from moerun import _core, machine
 from moerun.cli import arguments, text
-from moerun.quant import cache_size
+from moerun.quant import cache_size, layout_of
 
 if TYPE_CHECKING:
     from moerun.checkpoint import Checkpoint
 
 
+GPU_RESERVED_PART = 8  # what gpu_cache="auto" leaves to others; kReservedPart in src/engine/gpu_store.cc
 HEADROOM = 1.1  # memory over weights: keys and values, activations, Python and torch (heuristic)
 
 
@@ -23,8 +25,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "info",
         parents=[common],
         help="what a checkpoint holds, and whether it fits this machine",
-        description="Shows a checkpoint's family, layers, experts and sizes, and whether it fits this "
-        "machine's memory. Reads headers only.",
+        description="Shows a checkpoint's family, layers, experts and sizes, whether it fits this machine's "
+        "memory, and how many experts fit its GPU. Reads headers only.",
     )
     arguments.add_checkpoint(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object; sizes in bytes")
@@ -37,30 +39,25 @@ def run(args: argparse.Namespace) -> int:
     from moerun.hf.folder import checkpoint_folder
 
     folder = checkpoint_folder(args.checkpoint, local_files_only=True)  # fetches no weights to describe them
-    report = describe(Checkpoint(folder), machine.memory(), gpu_bytes())
+    report = describe(Checkpoint(folder), machine.memory(), _core.probe_gpu())
     print(json.dumps(report, indent=2) if args.json else render(report))
     return 0
 
 
-def gpu_bytes() -> int | None:
-    """Memory of the first GPU; None without one."""
-    devices = _core.probe_gpu()["devices"]
-    return devices[0]["memory_bytes"] if devices else None
+def describe(checkpoint: Checkpoint, memory: machine.Memory, gpus: dict[str, Any]) -> dict[str, Any]:
+    """Everything that info reports, ready for JSON; sizes in bytes.
 
-
-def describe(
-    checkpoint: Checkpoint, memory: machine.Memory, gpu_memory_bytes: int | None = None
-) -> dict[str, Any]:
-    """Everything that info reports, ready for JSON; sizes in bytes."""
+    ``gpus`` is what ``_core.probe_gpu`` gives; the first device counts, as for an engine.
+    """
     layers = checkpoint.moe_layers
     spec = checkpoint.spec(layers[0])
     layer_bytes = spec.num_experts * checkpoint.expert_bytes
     experts_bytes = len(layers) * layer_bytes
     other_bytes = checkpoint.total_bytes - experts_bytes
     needed_bytes = int(checkpoint.total_bytes * HEADROOM)
-    # What gpu_cache="auto" takes of an empty GPU, when the model's other weights are there too.
-    gpu_left = None if gpu_memory_bytes is None else max(0, gpu_memory_bytes * 7 // 8 - other_bytes)
     all_experts = len(layers) * spec.num_experts
+    slot_bytes = layout_of(spec, checkpoint.expert_dtype).bytes
+    gpu = next(iter(gpus["devices"]), None)
     left_for_experts = memory.available_bytes / HEADROOM - other_bytes
     return {
         "path": str(checkpoint.path),
@@ -86,12 +83,18 @@ def describe(
         "memory_available_bytes": memory.available_bytes,
         "memory_needed_bytes": needed_bytes,
         "fits": needed_bytes <= memory.available_bytes,
-        "gpu_memory_bytes": gpu_memory_bytes,
-        "experts_that_fit_on_gpu": None
-        if gpu_left is None
-        else min(all_experts, gpu_left // checkpoint.expert_bytes),
+        "gpu": gpu and gpu["name"],
+        "why_no_gpu": gpus["reason"],
+        "gpu_memory_bytes": gpu and gpu["memory_bytes"],
+        "experts_that_fit_on_gpu": gpu
+        and min(all_experts, room_on_gpu(gpu["memory_bytes"], other_bytes) // slot_bytes),
         "moe_layers_that_fit": min(len(layers), max(0, int(left_for_experts // layer_bytes))),
     }
+
+
+def room_on_gpu(memory_bytes: int, other_bytes: int) -> int:
+    """What gpu_cache="auto" takes of an empty GPU when the model's other weights are there too."""
+    return max(0, memory_bytes - memory_bytes // GPU_RESERVED_PART - other_bytes)
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -139,7 +142,9 @@ def render(report: dict[str, Any]) -> str:
         ["Cache", f"{text.size(report['quantised_cache_bytes'])} of quantised experts, of all checkpoints"],
         ["Memory", f"{available} of {total} available"],
     ]
-    if report["gpu_memory_bytes"] is not None:
+    if report["gpu"] is None:
+        rows.append(["GPU", f"none: {report['why_no_gpu']}"])
+    else:
         room = f"room for {report['experts_that_fit_on_gpu']} of {report['experts']} experts"
-        rows.append(["GPU", f"{text.size(report['gpu_memory_bytes'])}: {room}"])
+        rows.append(["GPU", f"{report['gpu']}, {text.size(report['gpu_memory_bytes'])}: {room}"])
     return text.table(rows, "ll") + "\n\n" + verdict(report)

@@ -12,7 +12,8 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         "trace-plot",
         parents=[common],
         help="draw a timeline written by Engine.trace",
-        description="Draws the last step of a timeline that Engine.trace wrote, one lane per thread.",
+        description="Draws the last step of a timeline that Engine.trace wrote: a lane per CPU thread, and "
+        "for the GPU, copies to it (H2D) and back (D2H).",
     )
     parser.add_argument("timeline", metavar="JSON", help="what Engine.trace wrote")
     parser.add_argument("-o", "--output", metavar="FILE", required=True, help="picture (.png, .svg, .pdf)")

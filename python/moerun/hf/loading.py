@@ -7,7 +7,7 @@ import os
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any
 
-from moerun.errors import CheckpointError
+from moerun.errors import CheckpointError, GpuError
 from moerun.hf.folder import HUB_OPTIONS, checkpoint_folder
 from moerun.layer_spec import DTYPES
 
@@ -65,8 +65,11 @@ def from_pretrained(
         An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
     options
         The fields of `moerun.EngineConfig` configure the engine that is made (cpu_threads=8, device="cuda",
-        gpu_cache="8GiB", ...), and with a GPU that torch can use the model's other parts go there; everything
-        else goes to transformers' `AutoModelForCausalLM.from_pretrained` (attn_implementation="eager", ...).
+        gpu_cache="8GiB", ...); everything else goes to transformers' `AutoModelForCausalLM.from_pretrained`
+        (attn_implementation="eager", ...).
+
+    With a GPU in the engine, the model's other parts go to the GPU too if torch can use it, before the cache
+    takes what is left; else they stay on the CPU.
 
     Returns
     -------
@@ -79,8 +82,11 @@ def from_pretrained(
         transformers is missing or older than 5.7.
     moerun.CheckpointError
         No such folder, an unknown family, or a checkpoint that cannot be read.
+    moerun.GpuError, moerun.errors.KernelError
+        device="cuda" where no GPU can be used, or none of the kernels.
     ValueError
-        An argument that cannot work here, such as device_map, or an unknown dtype or format.
+        An argument that cannot work here, such as device_map, an unknown dtype or format, or a gpu_cache that
+        is too small or too large.
     """
     check_transformers()
     from moerun import WEIGHT_FORMATS, Checkpoint, Engine, EngineConfig
@@ -98,16 +104,25 @@ def from_pretrained(
             "configure that one"
         )
 
+    config = EngineConfig(**engine_options)
+    if engine is None and config.device == "cuda":
+        _check_gpu()  # loading takes a while
     folder = checkpoint_folder(path, **hub_options)
     checkpoint = Checkpoint(folder)
+    model = _load_dense(folder, checkpoint, dtype, options)
+    with_gpu = config.device != "cpu" if engine is None else engine.gpu is not None
+    if with_gpu and _torch_has_gpu():
+        model.to("cuda")  # type: ignore[arg-type]
     if engine is not None:
-        return _load(folder, checkpoint, engine, dtype, experts, options)
-    engine = Engine(EngineConfig(**engine_options))
+        _attach(model, engine, checkpoint, experts)
+        return model
+    engine = Engine(config)  # now, as gpu_cache="auto" takes what the dense parts leave
     try:
-        return _load(folder, checkpoint, engine, dtype, experts, options)
+        _attach(model, engine, checkpoint, experts)
     except BaseException:
         engine.close()
         raise
+    return model
 
 
 def check_transformers() -> None:
@@ -138,38 +153,52 @@ def _take(options: dict[str, Any], names: Set[str]) -> dict[str, Any]:
     return {name: options.pop(name) for name in sorted(names & options.keys())}
 
 
-def _load(
-    folder: str,
-    checkpoint: Checkpoint,
-    engine: Engine,
-    dtype: str,
-    experts: str | None,
-    options: dict[str, Any],
-) -> PreTrainedModel:
+def _check_gpu() -> None:
+    """Raises GpuError, saying why, if this machine shows no GPU."""
+    from moerun import _core
+
+    probe = _core.probe_gpu()
+    if not probe["devices"]:
+        raise GpuError(probe["reason"])
+
+
+def _torch_has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _load_dense(folder: str, checkpoint: Checkpoint, dtype: str, options: dict[str, Any]) -> PreTrainedModel:
+    """The model in host memory, without its experts."""
     from transformers import AutoModelForCausalLM
+
+    from moerun.hf.experts import IMPLEMENTATION
+    from moerun.hf.quantizer import MoerunConfig
 
     if checkpoint.expert_dtype not in DTYPES:
         options = {"config": _config_without_quantisation(folder, checkpoint), **options}
-    from moerun.hf.attention import attach_attention
-    from moerun.hf.dense import attach_linears
-    from moerun.hf.experts import IMPLEMENTATION, attach_layers
-    from moerun.hf.quantizer import MoerunConfig
-
-    model = AutoModelForCausalLM.from_pretrained(
+    return AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         quantization_config=MoerunConfig(moe_layers=list(checkpoint.moe_layers)),
         experts_implementation=IMPLEMENTATION,
         **options,
     )
+
+
+def _attach(model: PreTrainedModel, engine: Engine, checkpoint: Checkpoint, experts: str | None) -> None:
+    """Gives the model its experts, and what the CPU is to run of the rest to the engine's kernels."""
+    from moerun.hf.attention import attach_attention
+    from moerun.hf.dense import attach_linears
+    from moerun.hf.experts import attach_layers
+
     attach_layers(model, _add_layers(engine, checkpoint, experts))
-    if engine.gpu is not None and _torch_has_gpu():
-        model.to("cuda")  # type: ignore[arg-type]
-    else:
+    if engine.gpu is None:
+        model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
+    if model.device.type == "cpu":
         attach_linears(model, engine)
         attach_attention(model)
     model.moerun_engine = engine  # type: ignore[assignment]
-    return model
 
 
 def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
@@ -187,12 +216,6 @@ def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     return config
-
-
-def _torch_has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _add_layers(engine: Engine, checkpoint: Checkpoint, experts: str | None) -> dict[int, Layer]:

@@ -1,0 +1,44 @@
+"""What ``moerun generate --stats`` says of a GPU: its cache of experts, copies, who was busy how long."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moerun.cli import text
+
+
+def gpu_table(gpu: dict[str, Any]) -> str:
+    """The part ``gpu`` of `Engine.stats` as text for people."""
+    rows = [*_cache_rows(gpu), *_batch_rows(gpu)]
+    if gpu["shrunk"]:
+        given_back = text.plural(gpu["shrunk"], "time")
+        rows.append(["Memory", f"the cache has shrunk {given_back} to fit; a lower gpu_cache prevents that"])
+    return text.table(rows, "ll")
+
+
+def _cache_rows(gpu: dict[str, Any]) -> list[list[str]]:
+    used = gpu["hits"] + gpu["misses"]
+    rows = [
+        ["GPU cache", f"{gpu['resident']} of {text.plural(gpu['slots'], 'slot')} filled"],
+        ["  hits", _share(gpu["hits"], used)],
+        ["  misses", _share(gpu["misses"], used)],
+        ["  evictions", str(gpu["evictions"])],
+        ["  copies", f"{gpu['copies']}, {text.size(gpu['copied_bytes'])}"],
+    ]
+    if gpu["prefetches"]:
+        rows.append(["  prefetches", f"{gpu['prefetches']}, {text.size(gpu['prefetched_bytes'])}"])
+    if gpu["h2d_bytes_per_second"]:
+        rows.append(["  speed", f"{gpu['h2d_bytes_per_second'] / 1e9:.1f} GB/s host to device"])
+    return rows
+
+
+def _batch_rows(gpu: dict[str, Any]) -> list[list[str]]:
+    busy = (("GPU", "gpu_seconds"), ("CPU", "cpu_seconds"), ("copies", "copy_seconds"))
+    return [
+        ["Batches", f"{gpu['gpu_steps']} of {gpu['steps']} with a share on the GPU; busy during these:"],
+        *([f"  {who}", text.seconds(gpu[key])] for who, key in busy),
+    ]
+
+
+def _share(count: int, whole: int) -> str:
+    return f"{count} ({100 * count / whole:.0f} %)" if whole else str(count)
