@@ -5,12 +5,13 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 NATIVE := CMakeLists.txt pyproject.toml $(shell find src cpu cuda python/bindings -name '*.cc' -o -name '*.h')
 
-.PHONY: demo dev test bench lint format clean help
+.PHONY: demo dev test bench gpu-suite lint format clean help
 help:
 	@echo "make demo   run a small trained checkpoint: continues a piece of Python, prints speed and expert usage"
 	@echo "make test   build and run all tests"
 	@echo "make dev    build and install into $(VENV), in place"
 	@echo "make bench  kernel and layer benchmarks, with the machine's own limits beside them"
+	@echo "make gpu-suite   on a machine with a GPU: all its figures and tests, in under ten minutes"
 	@echo "make lint   ruff, mypy, clang-format, clang-tidy, stubs up to date"
 
 $(VENV)/.tools: constraints-dev.txt
@@ -37,6 +38,9 @@ test: dev
 
 bench: dev
 	@$(BIN)/python -m bench.run $(BENCH_ARGS)
+
+gpu-suite: dev
+	@$(BIN)/python -m bench.gpu_suite $(GPU_SUITE_ARGS)
 
 lint: dev
 	@BIN=$(BIN) sh tests/lint.sh

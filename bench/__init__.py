@@ -6,4 +6,6 @@ workload.py   weights and routing     generate.py  a whole model, beside transfo
 baselines.py  what others offer       rounds.py    the method: interleaved rounds and medians of ratios
 limits.py     what the machine can do report.py    machine, commit, rows, JSON
 table.py      the printer             readme_table.py  a saved result as Markdown
+
+On a GPU: `python -m bench.gpu_suite` (gpu_suite.py, gpu/).
 """

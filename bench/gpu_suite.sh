@@ -5,12 +5,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-gpu_suite}
 python=${PYTHON:-python3}
-mkdir -p "$out"
 export PYTHONUNBUFFERED=1 MOERUN_CACHE="${MOERUN_CACHE:-$PWD/bench/.cache/moerun}"
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || {
   echo "gpu_suite: needs an NVIDIA GPU and a torch that can use it" >&2
   exit 1
 }
+mkdir -p "$out"
 "$python" -m pip install -q --no-build-isolation --no-deps --no-index . \
   >"$out/build.log" 2>&1 || {
   tail -n 30 "$out/build.log" >&2

@@ -17,7 +17,7 @@ from moerun import _core, machine
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 QUIET = 0.03  # heuristic: above this share of waiting, a row says little
-_PACKAGES = ("moerun", "numpy", "torch", "transformers")
+_PACKAGES = ("moerun", "numpy", "torch", "transformers", "triton")
 
 
 @dataclass(frozen=True)

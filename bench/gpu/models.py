@@ -48,6 +48,7 @@ class ModelRow:
     decode_tokens_per_s: float | None
     prefill_tokens_per_s: float | None
     logits_error: float | None  # relative to the CPU's, by norms
+    gpu: dict[str, Any] | None = None  # the engine's counters of the GPU: hits, copies, bandwidth
     error: str = ""
 
 
@@ -129,6 +130,7 @@ def _run(
         generation_times(model, prompt)  # the cache fills
         start = time.perf_counter()
         marks = generation_times(model, prompt)
+        counters = model.moerun_engine.stats().get("gpu")
     finally:
         model.moerun_engine.close()
     # The first mark is the prompt's, the second that of the token that the prefill gives.
@@ -138,12 +140,14 @@ def _run(
         decode_tokens_per_s=1 / float(np.median(np.diff(marks[1:]))),
         prefill_tokens_per_s=PROMPT_TOKENS / (marks[1] - start),
         logits_error=None if expected is None else float((logits - expected).norm() / expected.norm()),
+        gpu=counters,
     )
     return row, logits
 
 
 def _failed(setting: Setting, failure: Exception) -> ModelRow:
-    return ModelRow(setting.name, None, None, None, None, f"{type(failure).__name__}: {first_line(failure)}")
+    why = f"{type(failure).__name__}: {first_line(failure)}"
+    return ModelRow(setting.name, None, None, None, None, error=why)
 
 
 def _cells(row: ModelRow) -> list[str]:

@@ -14,9 +14,15 @@ from interpreted import Step, run
 
 
 @pytest.fixture(scope="session")
-def interpret() -> Iterator[Callable[[Step], torch.Tensor]]:
-    """Runs a step in the interpreter."""
+def interpreter_process() -> Iterator[ProcessPoolExecutor]:
+    """One process, in which the interpreter is on."""
     pytest.importorskip("triton")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn, initializer=interpreter.prepare) as process:
-        yield lambda step: process.submit(run, step).result()
+        yield process
+
+
+@pytest.fixture(scope="session")
+def interpret(interpreter_process: ProcessPoolExecutor) -> Callable[[Step], torch.Tensor]:
+    """Runs a step in the interpreter."""
+    return lambda step: interpreter_process.submit(run, step).result()

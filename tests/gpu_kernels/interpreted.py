@@ -1,6 +1,7 @@
-"""A step of a layer on the GPU kernels in Triton's interpreter: what tests describe, and what computes it.
+"""A step of a layer on the GPU kernels: what tests describe, and what computes it.
 
-`Step` is made in the test's process, `run` is called in one where the interpreter is on (conftest.py).
+`Step` is made in the test's process. `run` is called in one where Triton's interpreter is on (conftest.py),
+or, with a GPU, in the test's own (test_gpu_kernels_on_device.py).
 """
 
 from __future__ import annotations
@@ -51,21 +52,22 @@ class Step:
         )
 
 
-def run(step: Step) -> torch.Tensor:
+def run(step: Step, device: str = "cpu") -> torch.Tensor:
     """The step's output [tokens, H]. Buffers hold NaN before, as a device's memory may."""
     from moerun.kernels import launch
 
     torch.set_num_threads(1)
     layer, tiles, lists = step.layer, step.tiles, step.lists
-    on_device = launch.DeviceLists.of(lists, "cpu")
-    buffers = launch.Buffers.empty(layer, lists.pairs, tiles.gate_up.split, tiles.down.split, "cpu")
+    on_device = launch.DeviceLists.of(lists, device)
+    buffers = launch.Buffers.empty(layer, lists.pairs, tiles.gate_up.split, tiles.down.split, device)
     for buffer in (buffers.h, buffers.partial, buffers.y):
         buffer.fill_(float("nan"))
-    out = torch.full((len(step.x), step.shape.hidden), float("nan"), dtype=step.x.dtype)
-    slab = torch.from_numpy(step.slab.reshape(-1))
+    out = torch.full((len(step.x), step.shape.hidden), float("nan"), dtype=step.x.dtype, device=device)
+    slab = torch.from_numpy(step.slab.reshape(-1)).to(device)
     borders = [0, *step.launches, len(lists.tiles)]
     for begin, end in itertools.pairwise(borders):
         some = replace(on_device, tiles=on_device.tiles[begin:end])
-        launch.launch_experts(layer, tiles, step.x, slab, some, buffers)
-    launch.launch_combine(layer, on_device, buffers, out, step.cpu)
-    return out
+        launch.launch_experts(layer, tiles, step.x.to(device), slab, some, buffers)
+    cpu = None if step.cpu is None else step.cpu.to(device)
+    launch.launch_combine(layer, on_device, buffers, out, cpu)
+    return out.cpu()
