@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 import moerun
-import moerun.hf
+import moerun.hf.loading
 from fake_driver import FakeDriver
 
 DEMO = Path(__file__).parents[2] / "examples" / "pycode-moe"
@@ -112,6 +112,39 @@ def test_a_passed_engine_brings_its_gpu(gpu: FakeDriver, random_checkpoint: Call
         ours = moerun.hf.from_pretrained(folder, dtype="fp32", engine=engine)
         check_equal(ours, load(folder, device="cpu"))
         assert engine.stats()["gpu"]["copies"] > 0
+
+
+@pytest.fixture
+def moves(gpu: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Where a model is moved when torch can, and how often free device memory had been asked for by then."""
+    moves: list[tuple[str, int]] = []
+
+    def to(model: PreTrainedModel, device: str) -> PreTrainedModel:
+        moves.append((device, gpu.calls("cuMemGetInfo_v2")))
+        return model
+
+    monkeypatch.setattr(moerun.hf.loading, "_torch_has_gpu", lambda: True)
+    monkeypatch.setattr(PreTrainedModel, "to", to)
+    return moves
+
+
+def test_the_cache_takes_what_the_dense_parts_leave(
+    moves: list, gpu: FakeDriver, random_checkpoint: Callable[..., Path]
+) -> None:
+    model = load(random_checkpoint("qwen3_moe"), gpu_cache="auto")  # device="auto"
+    assert model.moerun_engine.gpu is not None
+    assert moves == [("cuda", 0)]
+    assert gpu.calls("cuMemGetInfo_v2") > 0
+
+
+def test_the_dense_parts_come_back_from_a_gpu_without_kernels(
+    moves: list, gpu: FakeDriver, random_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKECUDA_COMPUTE", "70")
+    gpu.reset()
+    model = load(random_checkpoint("qwen3_moe"), device="auto")
+    assert model.moerun_engine.gpu is None
+    assert [device for device, _ in moves] == ["cuda", "cpu"]
 
 
 @pytest.mark.gpu
