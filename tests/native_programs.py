@@ -67,7 +67,9 @@ def all_in_one(sources: Sequence[str], name: str) -> str:
     """A source that includes all others: the standard library's headers are then compiled once."""
     path = REPOSITORY / "build/tests" / f"{name}.cc"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f'#include "{source}"\n' for source in sources))
+    text = "".join(f'#include "{source}"\n' for source in sources)
+    if not path.exists() or path.read_text() != text:  # another process may be reading it
+        path.write_text(text)
     return str(path)
 
 
