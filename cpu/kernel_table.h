@@ -142,7 +142,8 @@ constexpr int64_t stage_bytes(const Blocking& b, int64_t k) {
 constexpr int64_t arranged_bytes(int64_t k) {
   return int64_t{8} * 512 * ((k + 127) / 128);  // kMostRowTokens, 128 elements in at most 512 bytes
 }
-constexpr int64_t kSumsBytes = int64_t{2} * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
+constexpr int64_t kSumsBytes =
+    int64_t{2} * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
 constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
   return 2 * panel_bytes(b, k) + stage_bytes(b, k) + arranged_bytes(k) + kSumsBytes;
 }
