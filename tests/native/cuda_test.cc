@@ -271,7 +271,10 @@ void overwriting_too_early_is_found() {
   copies.copy_to_device(slot.address(), from.data(), kBytes);
   copies.synchronize();
   compute.synchronize();
-  expect(fake().counter("violations") == 1, "a slot is written again while its kernel may read it");
+  // One if the copy comes second, two if the kernel does: it reads the slot twice.
+  const int64_t found = fake().counter("violations");
+  expect(found == 1 || found == 2,
+         "a slot is written again while its kernel may read it: " + std::to_string(found) + " violations");
   fake().reset();
 }
 
