@@ -322,7 +322,7 @@ class Layer:
         """Starts ``forward`` on the engine's own thread; ``Handle.wait`` gives the result.
 
         Returns at once. The arrays must not change until the result is there. Batches run in the order of
-        submission. ``stream`` orders the work after a CUDA stream and is ignored for arrays in host memory.
+        submission. ``stream`` is reserved for a CUDA stream to order the work after; it is not used yet.
         """
         call = self._call(x, topk_ids, topk_weights, None)
         return Handle(call, self.engine._core.submit(self._core, call.batch, call))

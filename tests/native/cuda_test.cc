@@ -275,6 +275,11 @@ void overwriting_too_early_is_found() {
   const int64_t found = fake().counter("violations");
   expect(found == 1 || found == 2,
          "a slot is written again while its kernel may read it: " + std::to_string(found) + " violations");
+  for (int64_t i = 0; i < found; ++i) {
+    const std::string text = fake().violation(i);
+    for (const char* part : {"fake_add", "cuMemcpyHtoDAsync_v2"})
+      expect(text.find(part) != std::string::npos, std::string(part) + " is not in: " + text);
+  }
   fake().reset();
 }
 
