@@ -4,8 +4,7 @@
 //
 // Row by row, a block is 128 codes:
 //   4 bits   one cache line of 32 words of 4 codes. VPERMW looks up 32 values by the low five bits of words;
-//   a
-//            table of 32 with every value twice makes masking the neighbour's bit needless. Look-up j gives
+//            a table of 32 with every value twice makes masking the neighbour's bit needless. Look-up j gives
 //            the codes 4 w + j, so activations are arranged in this order once a call. Every lane holds 8
 //            codes of one group: one fused multiply-add with a vector of scales serves the line. 16 to 18
 //            instructions.
@@ -17,17 +16,11 @@
 #include <cstring>
 
 #include "cpu/avx512_bf16/bf16_dot.h"
+#include "cpu/kernels/coded_row_inl.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
 namespace {
-
-struct CodedRow {
-  const char* codes;
-  const char* scales;    // of this row's first group
-  const uint8_t* zeros;  // likewise, or null
-  int64_t filled;        // codes in the row
-};
 
 template <WeightFormat W>
 struct CodedDot {
@@ -48,13 +41,8 @@ struct CodedDot {
   static constexpr int group = 2;
   static constexpr bool in_place = false;
 
-  static int64_t row_bytes(const MatrixView& m) { return m.row_stride * format.bits / 8; }
-  static Row row(const MatrixView& m, int64_t n) {
-    const int64_t first = n / format.block_rows * m.scale_stride;
-    return {static_cast<const char*>(m.data) + n * row_bytes(m),
-            static_cast<const char*>(m.scales) + first * size_of(format.scale),
-            m.zeros ? m.zeros + first : nullptr, m.row_stride};
-  }
+  static int64_t row_bytes(const MatrixView& m) { return coded_row_bytes<W>(m); }
+  static Row row(const MatrixView& m, int64_t n) { return coded_row<W>(m, n); }
   static const char* address(const Row& r, int64_t k) { return r.codes + k * format.bits / 8; }
   static Vec activations(const X* x) { return Bf16Dot::activations(x); }
   static void store(X* to, Vec v) { Bf16Dot::store(to, v); }
