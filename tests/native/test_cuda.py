@@ -66,7 +66,7 @@ def test_a_missing_wait_is_found(programs: tuple[Path, Path], sanitizer: str) ->
 
 
 def test_a_write_that_comes_too_early_is_found(programs: tuple[Path, Path], sanitizer: str) -> None:
-    """A slot is filled again while its kernel may read it. To ThreadSanitizer it is a race if the two meet."""
+    """A slot is filled again while its kernel may read it. To ThreadSanitizer it may be a race."""
     done = run_group(programs, "early write")
     raced = sanitizer == "thread" and "data race" in done.stderr
     assert raced or done.stdout == "all good\n", done.stdout[-3000:] + done.stderr[-6000:]
