@@ -1,4 +1,4 @@
-"""The GPU kernels of an engine: compiled per shape of layer and type of activations, when a layer is added."""
+"""The GPU kernels of an engine, by shape of layer and type of x: compiled when a layer is added."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class EngineKernels:
             return self._loaded[shape]
 
     def ensure(self, layer: _core.Layer, spec: LayerSpec, weight_format: str, x_dtype: str) -> None:
-        """Gives the layer kernels for activations of this type, unless it has them. Raises as prepare does."""
+        """Gives the layer kernels for x of this type, unless it has them. Raises as prepare does."""
         if (layer.index, x_dtype) in self._given:
             return
         self._core.set_kernels(layer, self.prepare(spec, weight_format, x_dtype))
