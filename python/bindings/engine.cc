@@ -177,8 +177,8 @@ py::dict to_dict(const HybridStats& s) {
   d["cache_bytes"] = s.cache_bytes;
   d["workspace_bytes"] = s.workspace_bytes;
   d["shrunk"] = s.shrunk;
-  d["steps"] = s.steps;
-  d["gpu_steps"] = s.gpu_steps;
+  d["steps"] = s.work.steps;
+  d["gpu_steps"] = s.work.gpu_steps;
   d["hits"] = s.cache.hits;
   d["misses"] = s.cache.misses;
   d["evictions"] = s.cache.evictions;
@@ -192,11 +192,14 @@ py::dict to_dict(const HybridStats& s) {
   d["prefetches_used"] = s.cache.prefetch_used;
   d["prefetches_wasted"] = s.cache.prefetch_wasted;
   d["h2d_bytes_per_second"] = s.dma.bytes_per_second();
-  d["planned_seconds"] = s.planned_seconds;
-  d["observed_seconds"] = s.observed_seconds;
-  d["cpu_seconds"] = s.cpu_seconds;
-  d["gpu_seconds"] = s.gpu_seconds;
-  d["copy_seconds"] = s.copy_seconds;
+  d["planned_seconds"] = s.work.planned_seconds;
+  d["observed_seconds"] = s.work.observed_seconds;
+  d["cpu_seconds"] = s.work.busy_seconds.cpu;
+  d["gpu_seconds"] = s.work.busy_seconds.gpu;
+  d["copy_seconds"] = s.work.busy_seconds.copies;
+  d["cpu_idle_seconds"] = s.work.idle_seconds.cpu;
+  d["gpu_idle_seconds"] = s.work.idle_seconds.gpu;
+  d["copy_idle_seconds"] = s.work.idle_seconds.copies;
   return d;
 }
 

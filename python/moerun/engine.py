@@ -239,10 +239,11 @@ class Engine:
         that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
         were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
-        ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
-        layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
-        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was
-        busy.
+        ``h2d_bytes_per_second`` of demanded copies as the device timed them. Of ``steps`` (batches of a
+        layer; ``gpu_steps`` had a share on the GPU): the sums of their makespans, from the begin until the
+        last expert is done, ``planned_seconds`` and ``observed_seconds``, and how long of the latter CPU,
+        GPU and bus each was busy, ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds``, and idle,
+        ``cpu_idle_seconds``, ``gpu_idle_seconds`` and ``copy_idle_seconds``.
         """
         return self._core.stats()
 

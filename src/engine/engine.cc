@@ -107,7 +107,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
-    hybrid().add_layer({layer->view(), blobs, shape.top_k});
+    hybrid().add_layer({layer->view(), blobs, shape.top_k, shape.bias});
     if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
   }
   layers_.push_back(layer);

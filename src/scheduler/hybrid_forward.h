@@ -24,8 +24,10 @@
 #include "src/policy/split.h"
 #include "src/scheduler/device_step.h"
 #include "src/scheduler/gpu_caches.h"
+#include "src/scheduler/layer_costs.h"
 #include "src/scheduler/planner.h"
 #include "src/scheduler/prefetcher.h"
+#include "src/scheduler/step_books.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -41,17 +43,15 @@ struct HybridLayer {
   cpu::LayerView view;  // over the blobs
   std::shared_ptr<HostBlobs> blobs;
   int64_t top_k = 0;
+  bool bias = false;
 };
 
 struct HybridStats {
   int64_t slots = 0, resident = 0, cache_bytes = 0, workspace_bytes = 0;
-  int64_t shrunk = 0;                // times that the cache gave memory back
-  int64_t steps = 0, gpu_steps = 0;  // batches of a layer; those with a share on the GPU
+  int64_t shrunk = 0;  // times that the cache gave memory back
   CacheStats cache;
   DmaStats dma;
-  // Of steps with a share on the GPU: the makespan as planned and as it was, and how long each was busy.
-  double planned_seconds = 0, observed_seconds = 0;
-  double cpu_seconds = 0, gpu_seconds = 0, copy_seconds = 0;
+  StepSums work;
 };
 
 class HybridForward {
@@ -83,6 +83,7 @@ class HybridForward {
 
  private:
   struct Layer : HybridLayer {
+    policy::CostModel& cost;                                            // shared by all layers of its kind
     std::array<std::shared_ptr<const cuda::ExpertKernels>, 3> kernels;  // by the type of x
   };
   // A part of a batch while it runs.
@@ -96,7 +97,7 @@ class HybridForward {
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
   void run_part(Part part);
   void observe(const Layer& layer, const cpu::Batch& batch);
-  void run_on_cpu(const Part& part);
+  BookedStep booked(const Part& part, const Assignment& plan);
   void run_on_both(const Part& part, const StepInput& step);
   void run_cpu_share(const Part& part, const StepInput& step);
   void convert_rows(const void* from, DType from_type, int64_t from_stride, void* to, DType to_type,
@@ -105,8 +106,6 @@ class HybridForward {
   Prefetcher::Target target_of(int layer);
   template <class Work>
   void recovering(Work&& work);
-  void book(const Part& part, const StepInput& step, cpu::Clock::time_point cpu_begin,
-            cpu::Clock::time_point cpu_end);
   void recover(const GpuError* cause) noexcept;
 
   const HybridOptions options_;
@@ -114,17 +113,18 @@ class HybridForward {
   const cpu::KernelTable& cpu_kernels_;
   cpu::MoeForward& cpu_;
   Trace& trace_;
+  LayerCosts costs_;
   std::vector<Layer> layers_;
   GpuCaches caches_;
   DeviceStep step_;
   Planner planner_;
   Prefetcher prefetcher_;
+  StepBooks books_;
   cpu::Groups groups_;
   std::vector<int32_t> loads_;  // [E]
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
   std::optional<GpuError> dead_;  // the first cause
-  HybridStats stats_;
 };
 
 }  // namespace moerun
