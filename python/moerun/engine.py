@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from moerun import _core, tensors
+from moerun import _core, policy, tensors
 from moerun.batch import Call
 from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
@@ -26,6 +26,7 @@ from moerun.linear import Linear
 from moerun.memory_size import parse_memory_size
 
 if TYPE_CHECKING:
+    from moerun.calibration import Calibrator
     from moerun.checkpoint import Checkpoint
 
 
@@ -90,8 +91,14 @@ class Engine:
         self._core = _make_core(self.config)
         self._gpu = self._core.gpu_name
         self._kernels = None if self._gpu is None else EngineKernels(self._core)
+        self._calibrator = None if self._gpu is None else self._make_calibrator()
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
+
+    def _make_calibrator(self) -> Calibrator:
+        from moerun.calibration import Calibrator
+
+        return Calibrator(self.config.calibration)
 
     def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory | ExpertBlobs) -> Layer:
         """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
@@ -131,6 +138,8 @@ class Engine:
         layer = Layer(self, spec, self._add(spec, memory), weight_format)
         self._layers.append(layer)
         self._check_pinning()
+        if self._calibrator is not None:
+            self._calibrator.ensure(layer)
         return layer
 
     def add_layer_from(
@@ -367,6 +376,11 @@ class Layer:
         best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
         np.minimum.at(best, ids[known], ranks[known])
         self.engine._core.hint(self._core, loads.tolist(), best.tolist())
+
+    @property
+    def cost(self) -> policy.CostModel | None:
+        """What the planner thinks that an expert of this layer costs; None in an engine without a GPU."""
+        return None if self.engine.gpu is None else self.engine._core.cost(self._core)
 
     def pinned(self, ids: Any) -> AbstractContextManager[None]:
         """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.

@@ -28,6 +28,7 @@
 #include "src/scheduler/planner.h"
 #include "src/scheduler/prefetcher.h"
 #include "src/scheduler/step_books.h"
+#include "src/scheduler/timing.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -67,6 +68,13 @@ class HybridForward {
   // For x of the kernels' type. A batch whose type has no kernels cannot run on the GPU.
   void set_kernels(int layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
 
+  // What calibration times (timing.h), with the kernels for x of x_type; and what it has found out, for all
+  // layers of this one's kind. Throw as run does.
+  std::vector<policy::ComputePoint> time_gpu(int layer, DType x_type);
+  std::vector<policy::CopyPoint> time_copies(int layer);
+  void set_cost(int layer, const policy::CostModel& cost);
+  const policy::CostModel& cost(int layer) const { return layers_[layer].cost; }
+
   // Throws GpuError when a call to the driver fails: the cache is empty then, and the next batch starts
   // anew. After an error from which the process cannot recover, every call throws with the first cause.
   void run(int layer, const cpu::Batch& batch, cpu::Observer& observer);
@@ -94,6 +102,7 @@ class HybridForward {
   };
 
   void check_alive() const;
+  TimedLayer timed(const Layer& layer, DType x_type) const;
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
   void run_part(Part part);
   void observe(const Layer& layer, const cpu::Batch& batch);
