@@ -35,6 +35,7 @@ def gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
     """
     monkeypatch.setenv("MOERUN_LIBCUDA", str(driver))
     monkeypatch.setenv("MOERUN_KERNELS", "described")
+    monkeypatch.setenv("MOERUN_CALIBRATE", "off")  # seconds, and times of a stand-in say nothing
     fake = FakeDriver(driver)
     fake.reset()
     yield fake

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from moerun import _core, tensors
+from moerun import _core, policy, tensors
 from moerun.batch import Call
 from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
@@ -26,6 +26,7 @@ from moerun.linear import Linear
 from moerun.memory_size import parse_memory_size
 
 if TYPE_CHECKING:
+    from moerun.calibration import Calibrator
     from moerun.checkpoint import Checkpoint
 
 
@@ -95,8 +96,14 @@ class Engine:
         self._core = _make_core(self.config)
         self._gpu = self._core.gpu_name
         self._kernels = None if self._gpu is None else EngineKernels(self._core)
+        self._calibrator = None if self._gpu is None else self._make_calibrator()
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
+
+    def _make_calibrator(self) -> Calibrator:
+        from moerun.calibration import Calibrator
+
+        return Calibrator(self.config.calibration)
 
     def add_layer(
         self,
@@ -151,6 +158,8 @@ class Engine:
             self._kernels.ensure(layer._core, spec, weight_format, _x_dtype(weight_format, x_dtype))
         self._layers.append(layer)
         self._check_pinning()
+        if self._calibrator is not None:
+            self._calibrator.ensure(layer)
         return layer
 
     def add_layer_from(
@@ -270,10 +279,11 @@ class Engine:
         that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
         were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
-        ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
-        layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
-        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was
-        busy.
+        ``h2d_bytes_per_second`` of demanded copies as the device timed them. Of ``steps`` (batches of a
+        layer; ``gpu_steps`` had a share on the GPU): the sums of their makespans, from the begin until the
+        last expert is done, ``planned_seconds`` and ``observed_seconds``, and how long of the latter CPU,
+        GPU and bus each was busy, ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds``, and idle,
+        ``cpu_idle_seconds``, ``gpu_idle_seconds`` and ``copy_idle_seconds``.
         """
         return self._core.stats()
 
@@ -397,6 +407,11 @@ class Layer:
         best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
         np.minimum.at(best, ids[known], ranks[known])
         self.engine._core.hint(self._core, loads.tolist(), best.tolist())
+
+    @property
+    def cost(self) -> policy.CostModel | None:
+        """What the planner thinks that an expert of this layer costs; None in an engine without a GPU."""
+        return None if self.engine.gpu is None else self.engine._core.cost(self._core)
 
     def pinned(self, ids: Any) -> AbstractContextManager[None]:
         """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.

@@ -8,7 +8,6 @@
 
 #include "src/cache_table/cache_table.h"
 #include "src/dma_queue/dma_queue.h"
-#include "src/policy/cost_model.h"
 #include "src/policy/evict.h"
 #include "src/scheduler/fences.h"
 
@@ -69,7 +68,6 @@ class GpuCache {
   const DmaQueue& dma() const { return dma_; }
   policy::CacheValues& values(int32_t layer) { return values_[layer]; }
   CacheStats stats;
-  policy::CostModel cost;  // of one expert of this size
 
  private:
   void evict(int32_t slot);

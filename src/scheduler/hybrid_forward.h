@@ -24,8 +24,11 @@
 #include "src/policy/split.h"
 #include "src/scheduler/device_step.h"
 #include "src/scheduler/gpu_caches.h"
+#include "src/scheduler/layer_costs.h"
 #include "src/scheduler/planner.h"
 #include "src/scheduler/prefetcher.h"
+#include "src/scheduler/step_books.h"
+#include "src/scheduler/timing.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -41,17 +44,15 @@ struct HybridLayer {
   cpu::LayerView view;  // over the blobs
   std::shared_ptr<HostBlobs> blobs;
   int64_t top_k = 0;
+  bool bias = false;
 };
 
 struct HybridStats {
   int64_t slots = 0, resident = 0, cache_bytes = 0, workspace_bytes = 0;
-  int64_t shrunk = 0;                // times that the cache gave memory back
-  int64_t steps = 0, gpu_steps = 0;  // batches of a layer; those with a share on the GPU
+  int64_t shrunk = 0;  // times that the cache gave memory back
   CacheStats cache;
   DmaStats dma;
-  // Of steps with a share on the GPU: the makespan as planned and as it was, and how long each was busy.
-  double planned_seconds = 0, observed_seconds = 0;
-  double cpu_seconds = 0, gpu_seconds = 0, copy_seconds = 0;
+  StepSums work;
 };
 
 class HybridForward {
@@ -66,6 +67,13 @@ class HybridForward {
   void check_budget(int64_t experts, int64_t top_k, int64_t blob_bytes) const;
   // For x of the kernels' type. A batch whose type has no kernels cannot run on the GPU.
   void set_kernels(int layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
+
+  // What calibration times (timing.h), with the kernels for x of x_type; and what it has found out, for all
+  // layers of this one's kind. Throw as run does.
+  std::vector<policy::ComputePoint> time_gpu(int layer, DType x_type);
+  std::vector<policy::CopyPoint> time_copies(int layer);
+  void set_cost(int layer, const policy::CostModel& cost);
+  const policy::CostModel& cost(int layer) const { return layers_[layer].cost; }
 
   // Throws GpuError when a call to the driver fails: the cache is empty then, and the next batch starts
   // anew. After an error from which the process cannot recover, every call throws with the first cause.
@@ -83,6 +91,7 @@ class HybridForward {
 
  private:
   struct Layer : HybridLayer {
+    policy::CostModel& cost;                                            // shared by all layers of its kind
     std::array<std::shared_ptr<const cuda::ExpertKernels>, 3> kernels;  // by the type of x
   };
   // A part of a batch while it runs.
@@ -93,10 +102,11 @@ class HybridForward {
   };
 
   void check_alive() const;
+  TimedLayer timed(const Layer& layer, DType x_type) const;
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
   void run_part(Part part);
   void observe(const Layer& layer, const cpu::Batch& batch);
-  void run_on_cpu(const Part& part);
+  BookedStep booked(const Part& part, const Assignment& plan);
   void run_on_both(const Part& part, const StepInput& step);
   void run_cpu_share(const Part& part, const StepInput& step);
   void convert_rows(const void* from, DType from_type, int64_t from_stride, void* to, DType to_type,
@@ -105,8 +115,6 @@ class HybridForward {
   Prefetcher::Target target_of(int layer);
   template <class Work>
   void recovering(Work&& work);
-  void book(const Part& part, const StepInput& step, cpu::Clock::time_point cpu_begin,
-            cpu::Clock::time_point cpu_end);
   void recover(const GpuError* cause) noexcept;
 
   const HybridOptions options_;
@@ -114,17 +122,18 @@ class HybridForward {
   const cpu::KernelTable& cpu_kernels_;
   cpu::MoeForward& cpu_;
   Trace& trace_;
+  LayerCosts costs_;
   std::vector<Layer> layers_;
   GpuCaches caches_;
   DeviceStep step_;
   Planner planner_;
   Prefetcher prefetcher_;
+  StepBooks books_;
   cpu::Groups groups_;
   std::vector<int32_t> loads_;  // [E]
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
   std::optional<GpuError> dead_;  // the first cause
-  HybridStats stats_;
 };
 
 }  // namespace moerun
