@@ -41,23 +41,33 @@ class PythonEngine {
 
   Engine& operator*() { return engine_; }
 
-  std::shared_ptr<Job> submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch,
-                              py::object arrays) {
+  void close() {
+    {
+      const py::gil_scoped_release release;
+      engine_.close();
+    }
+    const auto done = std::move(submitted_);
+  }
+
+  // With a stream, the arrays lie on the device.
+  JobRef submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch, py::object arrays,
+                std::optional<uintptr_t> stream) {
     while (!submitted_.empty() && submitted_.front().first->wait_for(std::chrono::milliseconds(0))) {
       const auto done =
           std::move(submitted_.front());  // its arrays go after it left the queue: that may run anything
       submitted_.pop_front();
+      if (StreamOrder* order = done.first->order()) order->join();  // before their memory is used again
     }
-    const auto job = [&] {
+    const JobRef job = [&] {
       const py::gil_scoped_release release;
-      return engine_.submit(layer, batch);
+      return stream ? engine_.submit(layer, batch, *stream) : engine_.submit(layer, batch);
     }();
     submitted_.emplace_back(job, std::move(arrays));
     return job;
   }
 
  private:
-  std::deque<std::pair<std::shared_ptr<Job>, py::object>> submitted_;  // in the order of submission, nearly
+  std::deque<std::pair<JobRef, py::object>> submitted_;  // in the order of submission, nearly
   Engine engine_;
 };
 
@@ -162,17 +172,19 @@ CopyTuples tuples_of(const std::vector<policy::CopyPoint>& points) {
   return out;
 }
 
-// Waits in slices, so that Ctrl-C is seen.
-void wait(Job& job) {
+// Waits in slices, so that Ctrl-C is seen. After work on the device only until it is enqueued: then its
+// stream waits.
+void wait(const JobRef& job) {
   constexpr std::chrono::milliseconds kSlice{50};
   for (bool done = false; !done;) {
     {
       const py::gil_scoped_release release;
-      done = job.wait_for(kSlice);
+      done = job->wait_for(kSlice);
     }
     if (!done && PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
-  job.rethrow();
+  job->rethrow();
+  if (StreamOrder* order = job->order()) order->join();
 }
 
 py::dict to_dict(const LayerStats& s) {
@@ -249,8 +261,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("index", &Layer::index)
       .def_property_readonly("expert_bytes", &Layer::expert_bytes);
 
-  py::class_<Job, std::shared_ptr<Job>>(m, "Job").def("wait", wait).def("done", [](Job& job) {
-    return job.wait_for(std::chrono::milliseconds(0));
+  py::class_<JobRef>(m, "Job").def("wait", wait).def("done", [](const JobRef& job) {
+    return job->wait_for(std::chrono::milliseconds(0));
   });
 
   py::class_<cpu::LinearView>(m, "LinearView")
@@ -330,7 +342,8 @@ void bind_engine(py::module_& m) {
             (*e).forward(*layer, b);
           },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
+      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"),
+           py::arg("stream") = std::nullopt)
       .def(
           "hint",
           [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
@@ -350,8 +363,7 @@ void bind_engine(py::module_& m) {
       .def(
           "write_trace", [](PythonEngine& e, const std::string& path) { (*e).write_trace(path); },
           py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def(
-          "close", [](PythonEngine& e) { (*e).close(); }, py::call_guard<py::gil_scoped_release>())
+      .def("close", &PythonEngine::close)
       .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
 }
 

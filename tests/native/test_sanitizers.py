@@ -22,6 +22,11 @@ SOURCES = {
     "cpu/grouping.cc": [],
     "cpu/moe_forward.cc": [],
     "cpu/team.cc": [],
+    "cuda/device_info.cc": [],
+    "cuda/driver_error.cc": [],
+    "cuda/driver_table.cc": [],
+    "cuda/handles.cc": [],
+    "src/scheduler/job.cc": [],
     "src/scheduler/scheduler.cc": [],
     "tests/native/moe_forward_test.cc": [],
 }
