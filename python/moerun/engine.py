@@ -17,12 +17,12 @@ import numpy as np
 
 from moerun import _core, tensors
 from moerun.batch import Call
+from moerun.dense import Linear
 from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
 from moerun.gpu_kernels import EngineKernels, check_available
 from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
-from moerun.linear import Linear
 from moerun.memory_size import parse_memory_size
 
 if TYPE_CHECKING:
@@ -182,12 +182,14 @@ class Engine:
         self._warned_of_pinning = True
         _log.warning("copies to the GPU go through staging buffers, which is slower: %s", why)
 
-    def add_linear(self, weight: Any, bias: Any = None) -> Linear:
+    def add_linear(self, weight: Any, bias: Any = None, quant: str | None = None) -> Linear:
         """A dense linear layer ``[outputs, inputs]`` that runs on this engine's threads, with its kernels.
 
-        For the parts of a model around the experts. Raises ValueError if shapes or types do not fit.
+        For the parts of a model around the experts; moerun.dense has attention, routers and norms too. With
+        ``quant``, one of WEIGHT_FORMATS, the weight is quantised now, and the given memory not needed any
+        more. Raises ValueError if shapes or types do not fit, or the format cannot hold a weight.
         """
-        return Linear(self, weight, bias)
+        return Linear(self, weight, bias, quant)
 
     def _add(self, spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> _core.Layer:
         common = {
