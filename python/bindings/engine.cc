@@ -192,6 +192,7 @@ py::dict to_dict(const HybridStats& s) {
   d["resident"] = s.resident;
   d["cache_bytes"] = s.cache_bytes;
   d["workspace_bytes"] = s.workspace_bytes;
+  d["warm_copies"] = s.warm_copies;
   d["shrunk"] = s.shrunk;
   d["steps"] = s.work.steps;
   d["gpu_steps"] = s.work.gpu_steps;
@@ -317,6 +318,14 @@ void bind_engine(py::module_& m) {
       .def(
           "cost", [](PythonEngine& e, const std::shared_ptr<Layer>& layer) { return (*e).cost(*layer); },
           py::arg("layer"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "warm_start",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const std::vector<double>& shares) {
+            (*e).warm_start(*layer, shares);
+          },
+          py::arg("layer"), py::arg("shares"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "start", [](PythonEngine& e) { (*e).start(); }, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("why_not_pinned", [](PythonEngine& e) { return (*e).why_not_pinned(); })
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
            py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),

@@ -214,6 +214,18 @@ void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch)
   });
 }
 
+void Engine::warm_start(const Layer& layer, std::span<const double> shares) {
+  const std::lock_guard lock(mutex_);
+  hybrid().warm_start(layer.index(), shares);
+}
+
+void Engine::start() {
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    hybrid().start();
+  });
+}
+
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
   return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });

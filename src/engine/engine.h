@@ -60,6 +60,10 @@ class Engine {
   void set_cost(const Layer& layer, const policy::CostModel& cost);
   policy::CostModel cost(const Layer& layer) const;
 
+  // Warm start (HybridForward::warm_start, ::start). Throw InvalidState without a GPU.
+  void warm_start(const Layer& layer, std::span<const double> shares);
+  void start();
+
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);
 

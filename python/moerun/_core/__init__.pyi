@@ -402,6 +402,9 @@ class Engine:
     def set_kernels(self, layer: Layer, kernels: ExpertKernels) -> None:
         ...
 
+    def start(self) -> None:
+        ...
+
     def stats(self) -> dict:
         ...
 
@@ -415,6 +418,9 @@ class Engine:
         ...
 
     def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+        ...
+
+    def warm_start(self, layer: Layer, shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:
         ...
 
     def write_trace(self, path: str) -> None:

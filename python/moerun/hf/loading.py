@@ -193,6 +193,7 @@ def _attach(model: PreTrainedModel, engine: Engine, checkpoint: Checkpoint, expe
     from moerun.hf.experts import attach_layers
 
     attach_layers(model, _add_layers(engine, checkpoint, experts))
+    engine.start()
     if engine.gpu is None:
         model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
     if model.device.type == "cpu":
