@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from moerun import _core, tensors
+from moerun import _core, policy, tensors
 from moerun.batch import Call
 from moerun.dense import Linear
 from moerun.engine_config import EngineConfig
@@ -24,8 +24,10 @@ from moerun.expert_tensors import check_memory, memory_of
 from moerun.gpu_kernels import EngineKernels, check_available
 from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.memory_size import parse_memory_size
+from moerun.usage_record import UsageRecords
 
 if TYPE_CHECKING:
+    from moerun.calibration import Calibrator
     from moerun.checkpoint import Checkpoint
 
 
@@ -90,8 +92,15 @@ class Engine:
         self._core = _make_core(self.config)
         self._gpu = self._core.gpu_name
         self._kernels = None if self._gpu is None else EngineKernels(self._core)
+        self._calibrator = None if self._gpu is None else self._make_calibrator()
+        self._usage = UsageRecords(self) if self._gpu is not None and self.config.warm_start else None
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
+
+    def _make_calibrator(self) -> Calibrator:
+        from moerun.calibration import Calibrator
+
+        return Calibrator(self.config.calibration)
 
     def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory | ExpertBlobs) -> Layer:
         """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
@@ -131,6 +140,8 @@ class Engine:
         layer = Layer(self, spec, self._add(spec, memory), weight_format)
         self._layers.append(layer)
         self._check_pinning()
+        if self._calibrator is not None:
+            self._calibrator.ensure(layer)
         return layer
 
     def add_layer_from(
@@ -159,6 +170,18 @@ class Engine:
             The layer has no experts (the message names those that have some), the format is unknown, cannot
             hold a weight, or the checkpoint is already quantised in another one.
         """
+        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress)
+        if self._usage is not None:
+            self._usage.add(checkpoint, layer_index, layer)
+        return layer
+
+    def _add_layer_from(
+        self,
+        checkpoint: Checkpoint,
+        layer_index: int,
+        quant: str | None,
+        on_progress: Callable[[int], object] | None,
+    ) -> Layer:
         spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
         if quant in (None, checkpoint.expert_dtype):
             return self.add_layer(spec, checkpoint.experts(layer_index))
@@ -171,6 +194,13 @@ class Engine:
 
         threads, isa = self.config.cpu_threads, self.config.isa
         return self.add_layer(spec, load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress))
+
+    def start(self) -> None:
+        """Says that all layers are there: the GPU's cache begins to fill with the experts that earlier runs
+        used most (EngineConfig.warm_start). Without this the first batch says so. Needless without a GPU.
+        """
+        if self._gpu is not None:
+            self._core.start()
 
     def _check_pinning(self) -> None:
         """Says once, or raises if store="pinned", that experts lie in memory that is not page-locked."""
@@ -240,11 +270,13 @@ class Engine:
         With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts
         that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
-        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
-        ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
-        layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
-        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was
-        busy.
+        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``; among
+        them ``warm_copies`` of experts that earlier runs used; ``h2d_bytes_per_second`` of demanded copies
+        as the device timed them. Of ``steps`` (batches of a
+        layer; ``gpu_steps`` had a share on the GPU): the sums of their makespans, from the begin until the
+        last expert is done, ``planned_seconds`` and ``observed_seconds``, and how long of the latter CPU,
+        GPU and bus each was busy, ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds``, and idle,
+        ``cpu_idle_seconds``, ``gpu_idle_seconds`` and ``copy_idle_seconds``.
         """
         return self._core.stats()
 
@@ -259,6 +291,8 @@ class Engine:
     def close(self) -> None:
         """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError."""
         self._core.close()
+        if self._usage is not None:
+            self._usage.save()
 
     def __enter__(self) -> Engine:
         return self
@@ -368,6 +402,11 @@ class Layer:
         best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
         np.minimum.at(best, ids[known], ranks[known])
         self.engine._core.hint(self._core, loads.tolist(), best.tolist())
+
+    @property
+    def cost(self) -> policy.CostModel | None:
+        """What the planner thinks that an expert of this layer costs; None in an engine without a GPU."""
+        return None if self.engine.gpu is None else self.engine._core.cost(self._core)
 
     def pinned(self, ids: Any) -> AbstractContextManager[None]:
         """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.

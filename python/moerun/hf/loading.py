@@ -209,6 +209,7 @@ def _attach(
     from moerun.hf.router import attach_routers
 
     attach_layers(model, _add_layers(engine, checkpoint, experts))
+    engine.start()
     if engine.gpu is None:
         model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
     if model.device.type == "cpu":
