@@ -6,10 +6,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <deque>
-
 #include "python/bindings/bindings.h"
 #include "python/bindings/expert_views.h"
+#include "python/bindings/python_engine.h"
 #include "src/error.h"
 #include "src/expert_store/blob_layout.h"
 
@@ -26,50 +25,6 @@ std::shared_ptr<void> hold(py::object owner) {
     Py_DECREF(static_cast<PyObject*>(p));
   });
 }
-
-// An engine, and the arrays of submitted batches: they must live until the work is done, also if the caller
-// drops the handle before. Guarded by the GIL.
-class PythonEngine {
- public:
-  explicit PythonEngine(const EngineOptions& options) : engine_(options) {}
-
-  // Joining the scheduler's thread while holding the GIL could deadlock with hold().
-  ~PythonEngine() {
-    const py::gil_scoped_release release;
-    engine_.close();
-  }
-
-  Engine& operator*() { return engine_; }
-
-  void close() {
-    {
-      const py::gil_scoped_release release;
-      engine_.close();
-    }
-    const auto done = std::move(submitted_);
-  }
-
-  // With a stream, the arrays lie on the device.
-  JobRef submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch, py::object arrays,
-                std::optional<uintptr_t> stream) {
-    while (!submitted_.empty() && submitted_.front().first->wait_for(std::chrono::milliseconds(0))) {
-      const auto done =
-          std::move(submitted_.front());  // its arrays go after it left the queue: that may run anything
-      submitted_.pop_front();
-      if (StreamOrder* order = done.first->order()) order->join();  // before their memory is used again
-    }
-    const JobRef job = [&] {
-      const py::gil_scoped_release release;
-      return stream ? engine_.submit(layer, batch, *stream) : engine_.submit(layer, batch);
-    }();
-    submitted_.emplace_back(job, std::move(arrays));
-    return job;
-  }
-
- private:
-  std::deque<std::pair<JobRef, py::object>> submitted_;  // in the order of submission, nearly
-  Engine engine_;
-};
 
 std::shared_ptr<Layer> add_layer(PythonEngine& engine, int64_t hidden, int64_t inter, int64_t top_k,
                                  WeightFormat format, const ActivationSpec& activation, const Addresses& gate,
@@ -111,9 +66,6 @@ std::shared_ptr<Layer> add_blobs(PythonEngine& engine, int64_t hidden, int64_t i
   return (*engine).add_layer(shape, std::move(experts), hold(owner));
 }
 
-// (address, type, elements from row to row)
-using Rows = std::tuple<uintptr_t, DType, int64_t>;
-
 cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit,
                       int64_t ids_stride, const Rows& weights, const Rows& out) {
   cpu::Batch batch;
@@ -132,28 +84,6 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
                    .tokens = tokens,
                    .top_k = top_k};
   return batch;
-}
-
-cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t outputs, int64_t inputs,
-                            const Strides& strides, uintptr_t bias) {
-  return {.matrix = {reinterpret_cast<const void*>(weight), strides.first, strides.second},
-          .bias = reinterpret_cast<const float*>(bias),
-          .outputs = outputs,
-          .inputs = inputs,
-          .weights_type = weights_type};
-}
-
-void run_linear(PythonEngine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
-                const Rows& out) {
-  cpu::LinearBatch batch;
-  batch.x = reinterpret_cast<const void*>(std::get<0>(x));
-  batch.x_type = std::get<1>(x);
-  batch.x_stride = std::get<2>(x);
-  batch.out = reinterpret_cast<void*>(std::get<0>(out));
-  batch.out_type = std::get<1>(out);
-  batch.out_stride = std::get<2>(out);
-  batch.tokens = tokens;
-  (*engine).linear(layer, batch);
 }
 
 // As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
@@ -204,6 +134,7 @@ py::dict to_dict(const HybridStats& s) {
   d["resident"] = s.resident;
   d["cache_bytes"] = s.cache_bytes;
   d["workspace_bytes"] = s.workspace_bytes;
+  d["warm_copies"] = s.warm_copies;
   d["shrunk"] = s.shrunk;
   d["steps"] = s.work.steps;
   d["gpu_steps"] = s.work.gpu_steps;
@@ -238,7 +169,7 @@ py::dict to_dict(const EngineStats& s) {
   d["cpu_threads"] = s.cpu_threads;
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
-  d["linear_seconds"] = s.linear_seconds;
+  d["dense_seconds"] = s.dense_seconds;
   d["layers"] = layers;
   if (s.gpu) d["gpu"] = to_dict(*s.gpu);
   return d;
@@ -265,15 +196,12 @@ void bind_engine(py::module_& m) {
     return job->wait_for(std::chrono::milliseconds(0));
   });
 
-  py::class_<cpu::LinearView>(m, "LinearView")
-      .def(py::init(&make_linear), py::arg("weight"), py::arg("weights_type"), py::arg("outputs"),
-           py::arg("inputs"), py::arg("strides"), py::arg("bias"));
-
   py::class_<cpu::Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
            py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
 
-  py::class_<PythonEngine>(m, "Engine")
+  py::class_<PythonEngine> engine(m, "Engine");
+  engine
       .def(
           py::init([](int cpu_threads, std::string isa, std::optional<GpuOptions> gpu) {
             const py::gil_scoped_release release;
@@ -329,6 +257,14 @@ void bind_engine(py::module_& m) {
       .def(
           "cost", [](PythonEngine& e, const std::shared_ptr<Layer>& layer) { return (*e).cost(*layer); },
           py::arg("layer"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "warm_start",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const std::vector<double>& shares) {
+            (*e).warm_start(*layer, shares);
+          },
+          py::arg("layer"), py::arg("shares"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "start", [](PythonEngine& e) { (*e).start(); }, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("why_not_pinned", [](PythonEngine& e) { return (*e).why_not_pinned(); })
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
            py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),
@@ -349,8 +285,6 @@ void bind_engine(py::module_& m) {
           [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
              std::vector<int32_t> ranks) { (*e).hint(layer, std::move(loads), std::move(ranks)); },
           py::arg("layer"), py::arg("loads"), py::arg("ranks"), py::call_guard<py::gil_scoped_release>())
-      .def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"),
-           py::call_guard<py::gil_scoped_release>())
       .def("stats",
            [](PythonEngine& e) {
              EngineStats s;
@@ -365,6 +299,7 @@ void bind_engine(py::module_& m) {
           py::arg("path"), py::call_guard<py::gil_scoped_release>())
       .def("close", &PythonEngine::close)
       .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
+  bind_dense(m, engine);
 }
 
 }  // namespace moerun

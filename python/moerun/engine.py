@@ -17,6 +17,7 @@ import numpy as np
 
 from moerun import _core, policy, tensors
 from moerun.batch import Call
+from moerun.dense import Linear
 from moerun.device_arrays import lies_on_gpu
 from moerun.device_batch import DeviceCall
 from moerun.engine_config import EngineConfig
@@ -24,8 +25,8 @@ from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
 from moerun.gpu_kernels import EngineKernels, check_available
 from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
-from moerun.linear import Linear
 from moerun.memory_size import parse_memory_size
+from moerun.usage_record import UsageRecords
 
 if TYPE_CHECKING:
     from moerun.calibration import Calibrator
@@ -99,6 +100,7 @@ class Engine:
         self._gpu = self._core.gpu_name
         self._kernels = None if self._gpu is None else EngineKernels(self._core)
         self._calibrator = None if self._gpu is None else self._make_calibrator()
+        self._usage = UsageRecords(self) if self._gpu is not None and self.config.warm_start else None
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
 
@@ -193,6 +195,19 @@ class Engine:
             The layer has no experts (the message names those that have some), the format is unknown, cannot
             hold a weight, or the checkpoint is already quantised in another one.
         """
+        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress, x_dtype)
+        if self._usage is not None:
+            self._usage.add(checkpoint, layer_index, layer)
+        return layer
+
+    def _add_layer_from(
+        self,
+        checkpoint: Checkpoint,
+        layer_index: int,
+        quant: str | None,
+        on_progress: Callable[[int], object] | None,
+        x_dtype: str | None,
+    ) -> Layer:
         spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
         if quant in (None, checkpoint.expert_dtype):
             return self.add_layer(spec, checkpoint.experts(layer_index), x_dtype)
@@ -214,6 +229,13 @@ class Engine:
         if self._kernels is not None:
             self._kernels.prepare(spec, weight_format, _x_dtype(weight_format, x_dtype))
 
+    def start(self) -> None:
+        """Says that all layers are there: the GPU's cache begins to fill with the experts that earlier runs
+        used most (EngineConfig.warm_start). Without this the first batch says so. Needless without a GPU.
+        """
+        if self._gpu is not None:
+            self._core.start()
+
     def _check_pinning(self) -> None:
         """Says once, or raises if store="pinned", that experts lie in memory that is not page-locked."""
         why = self._core.why_not_pinned
@@ -224,12 +246,14 @@ class Engine:
         self._warned_of_pinning = True
         _log.warning("copies to the GPU go through staging buffers, which is slower: %s", why)
 
-    def add_linear(self, weight: Any, bias: Any = None) -> Linear:
+    def add_linear(self, weight: Any, bias: Any = None, quant: str | None = None) -> Linear:
         """A dense linear layer ``[outputs, inputs]`` that runs on this engine's threads, with its kernels.
 
-        For the parts of a model around the experts. Raises ValueError if shapes or types do not fit.
+        For the parts of a model around the experts; moerun.dense has attention, routers and norms too. With
+        ``quant``, one of WEIGHT_FORMATS, the weight is quantised now, and the given memory not needed any
+        more. Raises ValueError if shapes or types do not fit, or the format cannot hold a weight.
         """
-        return Linear(self, weight, bias)
+        return Linear(self, weight, bias, quant)
 
     def _add(self, spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> _core.Layer:
         common = {
@@ -280,8 +304,9 @@ class Engine:
         With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts
         that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
-        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
-        ``h2d_bytes_per_second`` of demanded copies as the device timed them. Of ``steps`` (batches of a
+        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``; among
+        them ``warm_copies`` of experts that earlier runs used; ``h2d_bytes_per_second`` of demanded copies
+        as the device timed them. Of ``steps`` (batches of a
         layer; ``gpu_steps`` had a share on the GPU): the sums of their makespans, from the begin until the
         last expert is done, ``planned_seconds`` and ``observed_seconds``, and how long of the latter CPU,
         GPU and bus each was busy, ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds``, and idle,
@@ -300,6 +325,8 @@ class Engine:
     def close(self) -> None:
         """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError."""
         self._core.close()
+        if self._usage is not None:
+            self._usage.save()
 
     def __enter__(self) -> Engine:
         return self

@@ -41,6 +41,9 @@ class EngineConfig:
         Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
         refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned,
         else staged).
+    warm_start
+        Whether the GPU's cache begins with the experts that earlier runs of the same checkpoint used most.
+        How often each was used is kept in $MOERUN_CACHE.
     calibrate
         What the planner knows of an expert's costs at first. "once": what was timed on this machine, kept in
         $MOERUN_CACHE, and timed when a layer is added if it is not there, which takes seconds; "cached": only
@@ -64,6 +67,7 @@ class EngineConfig:
     cache: str = "mrs"
     prefetch: str = "impact"
     store: str = "auto"
+    warm_start: bool = True
     calibrate: str | None = None
     cpu_threads: int | None = None
     isa: str | None = None
@@ -81,6 +85,8 @@ class EngineConfig:
         for option, names in known.items():
             if getattr(self, option) not in names:
                 raise ValueError(f"{option} {getattr(self, option)!r} is unknown; known: {', '.join(names)}")
+        if not isinstance(self.warm_start, bool):
+            raise ValueError(f"warm_start must be True or False, got {self.warm_start!r}")
         parse_memory_size(self.gpu_cache, "gpu_cache")
         threads = self.cpu_threads
         if threads is not None and (

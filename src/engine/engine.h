@@ -9,8 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "cpu/attention_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
+#include "cpu/norm_forward.h"
+#include "cpu/router_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
 #include "src/scheduler/hybrid_forward.h"
@@ -29,7 +32,7 @@ struct EngineStats {
   int cpu_threads = 0;
   std::string isa;
   int64_t workspace_bytes = 0;
-  double linear_seconds = 0;  // spent in dense linear layers
+  double dense_seconds = 0;  // spent in what stands around the experts
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
@@ -60,6 +63,10 @@ class Engine {
   void set_cost(const Layer& layer, const policy::CostModel& cost);
   policy::CostModel cost(const Layer& layer) const;
 
+  // Warm start (HybridForward::warm_start, ::start). Throw InvalidState without a GPU.
+  void warm_start(const Layer& layer, std::span<const double> shares);
+  void start();
+
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);
 
@@ -74,8 +81,12 @@ class Engine {
   // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
   void hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks);
 
-  // A dense linear layer on the engine's threads; computes before it returns. Throws as forward does.
+  // What stands around the experts, on the engine's threads; computes before it returns. Throws as forward
+  // does.
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
+  void attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch);
+  void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
+  void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
@@ -94,16 +105,20 @@ class Engine {
   template <class Work>
   void run_on_scheduler(Work&& work);
   template <class Work>
+  void run_dense(const char* name, int64_t tokens, Work&& work);
+  template <class Work>
   void run_where_batches_run(Work&& work);
   HybridForward& hybrid() const;  // while mutex_ is held
 
   const int fork_generation_;
-  const std::string isa_;
+  const cpu::KernelTable& kernels_;
   std::atomic<bool> closed_{false};
   mutable std::mutex mutex_;  // guards all below but the scheduler and the trace, which guard themselves
   cpu::MoeForward forward_;
   cpu::LinearForward linear_;
-  double linear_seconds_ = 0;
+  cpu::AttentionForward attention_;
+  cpu::RouterForward router_;
+  double dense_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;

@@ -48,6 +48,8 @@ class GpuCache {
   // Begins a prefetch into a free slot or that of `victim` (a slot; -1: none). Whether it did.
   bool prefetch(int32_t layer, int32_t expert, int32_t victim, const Fences& fences, const std::byte* blob,
                 bool pinned);
+  // The same for an expert that nobody has predicted, into a free slot only.
+  bool fill(int32_t layer, int32_t expert, const Fences& fences, const std::byte* blob, bool pinned);
   // Gives up a prefetch that is under way.
   void cancel(int32_t slot);
   void cancel_prefetches();  // all; waits for chunks in flight
@@ -71,6 +73,7 @@ class GpuCache {
 
  private:
   void evict(int32_t slot);
+  int32_t begin_copy(int32_t layer, int32_t expert, const Fences& fences, const std::byte* blob, bool pinned);
   void take_ended();
 
   const int64_t slot_bytes_;

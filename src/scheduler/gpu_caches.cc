@@ -73,6 +73,7 @@ void GpuCaches::make() {
     }
   }
   made_ = true;
+  ++times_made_;
 }
 
 bool GpuCaches::shrink() {

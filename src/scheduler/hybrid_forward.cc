@@ -384,11 +384,35 @@ void HybridForward::start_prefetches(int layer, double busy_us) {
 
 // --- between batches
 
+void HybridForward::warm_start(int layer, std::span<const double> shares) {
+  if (static_cast<int64_t>(shares.size()) != layers_[layer].view.num_experts)
+    throw InvalidArgument("a warm start needs one share for each of the layer's " +
+                          std::to_string(layers_[layer].view.num_experts) + " experts");
+  warm_start_.add(layer, shares);
+}
+
+void HybridForward::start() {
+  check_alive();
+  if (layers_.empty() || warm_start_.empty()) return;
+  context_->make_current();
+  recovering([&] {
+    caches_.place(0);
+    fill_caches();
+  });
+}
+
+// Whether there is more to come.
+bool HybridForward::fill_caches() {
+  if (!caches_.made()) return false;
+  return warm_start_.go_on(caches_, step_.fences(), [&](int l) -> HostBlobs& { return *layers_[l].blobs; });
+}
+
 bool HybridForward::pump() {
   if (dead_) return false;
   bool busy = false;
   try {
     context_->make_current();
+    busy = fill_caches();
     caches_.for_each([&](GpuCache& cache) {
       cache.pump();
       busy |= !cache.dma().idle();
@@ -417,6 +441,7 @@ HybridStats HybridForward::stats() const {
   });
   s.workspace_bytes = step_.device_bytes();
   s.shrunk = caches_.times_shrunk();
+  s.warm_copies = warm_start_.copies();
   s.cache = caches_.stats();
   s.dma = caches_.dma_stats();
   return s;

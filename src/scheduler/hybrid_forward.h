@@ -31,6 +31,7 @@
 #include "src/scheduler/prefetcher.h"
 #include "src/scheduler/step_books.h"
 #include "src/scheduler/timing.h"
+#include "src/scheduler/warm_start.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -51,7 +52,8 @@ struct HybridLayer {
 
 struct HybridStats {
   int64_t slots = 0, resident = 0, cache_bytes = 0, workspace_bytes = 0;
-  int64_t shrunk = 0;  // times that the cache gave memory back
+  int64_t warm_copies = 0;  // of experts that earlier runs used
+  int64_t shrunk = 0;       // times that the cache gave memory back
   CacheStats cache;
   DmaStats dma;
   StepSums work;
@@ -87,6 +89,11 @@ class HybridForward {
   // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
   // rank. Throws as run does.
   void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks);
+
+  // Before the first batch: how earlier runs used the layer's experts (WarmStart::add), and that no more
+  // layers come, so that the caches may be made and filled. Without start() the first batch does that.
+  void warm_start(int layer, std::span<const double> shares);
+  void start();
 
   // Goes on with prefetches between batches. Whether it wants to be called again soon.
   bool pump();
@@ -131,6 +138,7 @@ class HybridForward {
   void convert_rows(const void* from, DType from_type, int64_t from_stride, void* to, DType to_type,
                     int64_t to_stride, int64_t tokens, int64_t columns) const;
   void start_prefetches(int layer, double busy_us);
+  bool fill_caches();
   Prefetcher::Target target_of(int layer);
   template <class Work>
   void recovering(Work&& work);
@@ -148,6 +156,7 @@ class HybridForward {
   Planner planner_;
   Prefetcher prefetcher_;
   StepBooks books_;
+  WarmStart warm_start_;
   cpu::Groups groups_;
   std::vector<int32_t> loads_;  // [E]
   int last_layer_ = -1;         // that ran or runs

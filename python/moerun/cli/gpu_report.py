@@ -27,6 +27,8 @@ def _cache_rows(gpu: dict[str, Any]) -> list[list[str]]:
     ]
     if gpu["prefetches"]:
         rows.append(["  prefetches", f"{gpu['prefetches']}, {text.size(gpu['prefetched_bytes'])}"])
+    if gpu["warm_copies"]:
+        rows.append(["  warm start", f"{gpu['warm_copies']} of these, used most by earlier runs"])
     if gpu["h2d_bytes_per_second"]:
         rows.append(["  speed", f"{gpu['h2d_bytes_per_second'] / 1e9:.1f} GB/s host to device"])
     return rows
