@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from bench import report
-from bench.gpu import card, copies, kernels, models, pytests
+from bench.gpu import card, copies, kernels, layer_calls, models, pytests
 from bench.gpu.section import Deadline, Section, record
 from bench.gpu.suite import run_all
 from bench.gpu.summary import exit_code, print_summary
@@ -23,6 +23,7 @@ SECTIONS = (
     Section("copies", 3, copies.measure),
     Section("tests", 8, pytests.measure),
     Section("kernels", 22, kernels.measure),
+    Section("calls", 2, layer_calls.measure),
     Section("models", 13, models.measure),
 )
 

@@ -111,4 +111,20 @@ def _models(outcome: Outcome) -> Iterator[str]:
             yield f"{row['setting']}: {row['error'][:_MOST_WHY]}"
 
 
-_FIGURES = {"card": _card, "copies": _copies, "kernels": _kernels, "tests": _tests, "models": _models}
+def _calls(outcome: Outcome) -> Iterator[str]:
+    for row in outcome.tables.get("calls", []):
+        if row["tokens"] == 1:
+            yield (
+                f"a call of a layer, x on {row['x']}, 1 token: submit {row['submit_us']:.0f} us, "
+                f"forward {row['returned_us']:.0f} us, done after {row['finished_us']:.0f} us"
+            )
+
+
+_FIGURES = {
+    "card": _card,
+    "copies": _copies,
+    "kernels": _kernels,
+    "tests": _tests,
+    "calls": _calls,
+    "models": _models,
+}

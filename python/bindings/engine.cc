@@ -281,6 +281,12 @@ void bind_engine(py::module_& m) {
       .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"),
            py::arg("stream") = std::nullopt)
       .def(
+          "keep",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> experts, bool kept) {
+            (*e).keep(layer, std::move(experts), kept);
+          },
+          py::arg("layer"), py::arg("experts"), py::arg("kept"), py::call_guard<py::gil_scoped_release>())
+      .def(
           "hint",
           [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
              std::vector<int32_t> ranks) { (*e).hint(layer, std::move(loads), std::move(ranks)); },

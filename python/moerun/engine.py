@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -46,6 +46,7 @@ def _make_core(config: EngineConfig) -> _core.Engine:
         schedule=config.schedule,
         cache=config.cache,
         prefetch=config.prefetch != "none",
+        time_every=config.time_every,
         pin=config.store != "staged",
         cache_bytes=size if isinstance(size, int) else None,
         cache_fraction=size if isinstance(size, float) else None,
@@ -474,12 +475,29 @@ class Layer:
         """What the planner thinks that an expert of this layer costs; None in an engine without a GPU."""
         return None if self.engine.gpu is None else self.engine._core.cost(self._core)
 
-    def pinned(self, ids: Any) -> AbstractContextManager[None]:
-        """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.
+    @contextmanager
+    def pinned(self, ids: Any) -> Iterator[None]:
+        """Keeps experts that are in the GPU's cache from leaving it until the ``with`` block ends.
 
-        Experts that run in host memory are always there: without a GPU this does nothing.
+        A batch that cannot do without their slots takes them all the same. Experts that run in host memory
+        are always there: without a GPU this does nothing.
+
+        Parameters
+        ----------
+        ids
+            Any array of integers; those outside of 0 .. E-1 are skipped.
         """
-        return nullcontext()
+        if self.engine.gpu is None:
+            yield
+            return
+        core, known = self.engine._core, np.unique(np.asarray(tensors.on_host(tensors.as_array(ids, "ids"))))
+        experts = known[(known >= 0) & (known < self.spec.num_experts)].tolist()
+        core.keep(self._core, experts, True)
+        try:
+            yield
+        finally:
+            if not core.closed:
+                core.keep(self._core, experts, False)
 
     def __repr__(self) -> str:
         return f"<moerun.Layer {self._core.index}: {self.spec}>"

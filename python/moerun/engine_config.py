@@ -38,9 +38,9 @@ class EngineConfig:
     prefetch
         "impact" copies experts that Layer.hint predicts while the bus is idle; "none" does not.
     store
-        Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
-        refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned,
-        else staged).
+        Host memory of the experts of an engine with a GPU: "pinned" (page-locked, where they lie if they are
+        quantised already, else in a copy; an error if the system refuses), "staged" (ordinary memory, copied
+        through small page-locked buffers), or "auto" (pinned, else staged).
     warm_start
         Whether the GPU's cache begins with the experts that earlier runs of the same checkpoint used most.
         How often each was used is kept in $MOERUN_CACHE.
@@ -49,6 +49,9 @@ class EngineConfig:
         $MOERUN_CACHE, and timed when a layer is added if it is not there, which takes seconds; "cached": only
         what is there; "off": a guess. Costs are learned from what is observed in any case. None means the
         environment variable MOERUN_CALIBRATE, or "once". Engines without a GPU have nothing to plan.
+    time_every
+        The GPU's work is timed in every so manieth batch that it has a share of, for the statistics, the
+        timeline and the cost model: 1 is each. Timing is a few calls to the driver for every launch and copy.
     cpu_threads
         Threads that compute, the calling one included; None means all cores that this process may use.
     isa
@@ -69,6 +72,7 @@ class EngineConfig:
     store: str = "auto"
     warm_start: bool = True
     calibrate: str | None = None
+    time_every: int = 1
     cpu_threads: int | None = None
     isa: str | None = None
 
@@ -88,6 +92,8 @@ class EngineConfig:
         if not isinstance(self.warm_start, bool):
             raise ValueError(f"warm_start must be True or False, got {self.warm_start!r}")
         parse_memory_size(self.gpu_cache, "gpu_cache")
+        if isinstance(self.time_every, bool) or not isinstance(self.time_every, int) or self.time_every < 1:
+            raise ValueError(f"time_every must be a positive integer, got {self.time_every!r}")
         threads = self.cpu_threads
         if threads is not None and (
             isinstance(threads, bool) or not isinstance(threads, (int, np.integer)) or threads < 1

@@ -29,6 +29,7 @@ DmaQueue::State& DmaQueue::begin(const ExpertCopy& copy, Kind kind) {
   state.copy = copy;
   state.started = 0;
   state.timed_from = 0;
+  state.timed = timed_;
   state.kind = kind;
   return state;
 }
@@ -47,7 +48,7 @@ void DmaQueue::copy(State& state, int64_t bytes) {
 void DmaQueue::demand(const ExpertCopy& expert) {
   if (copies_[expert.slot].kind != Kind::demand) demands_.push_back(expert.slot);
   State& state = begin(expert, Kind::demand);
-  stream_.record(state.begin);
+  if (timed_) stream_.record(state.begin);
   copy(state, expert.bytes);
   stream_.record(state.end);
   ++stats_.demanded;
@@ -75,8 +76,9 @@ void DmaQueue::claim(int32_t slot) {
 void DmaQueue::promote(int32_t slot) {
   State& state = expect(slot, Kind::claimed);
   state.kind = Kind::demand;
+  state.timed = timed_;
   state.timed_from = state.started;
-  stream_.record(state.begin);
+  if (timed_) stream_.record(state.begin);
   if (const int64_t left = left_bytes(slot); left > 0) {
     copy(state, left);
     stats_.prefetched_bytes += left;
@@ -161,8 +163,10 @@ void DmaQueue::settle() {
   while (collect_chunk(false)) continue;  // of promoted prefetches
   for (const int32_t slot : demands_) {
     State& state = copies_[slot];
-    stats_.busy_seconds += state.end.elapsed_ms(state.begin) / 1000;
-    stats_.timed_bytes += static_cast<double>(state.copy.bytes - state.timed_from);
+    if (state.timed) {
+      stats_.busy_seconds += state.end.elapsed_ms(state.begin) / 1000;
+      stats_.timed_bytes += static_cast<double>(state.copy.bytes - state.timed_from);
+    }
     state.kind = Kind::none;
   }
   demands_.clear();

@@ -42,6 +42,9 @@ class DmaQueue {
   // Copies for slots 0 .. slots - 1, at most one at a time for each.
   DmaQueue(const cuda::ContextPtr& context, int32_t slots, int64_t chunk_bytes = kChunkBytes);
 
+  // Whether demand copies are timed from now on; else they have no begin, and are not booked.
+  void time_copies(bool timed) { timed_ = timed; }
+
   // Starts the whole copy now, before every chunk that has not started.
   void demand(const ExpertCopy& copy);
   // Queues the copy behind the other prefetches; pump() starts it.
@@ -91,7 +94,8 @@ class DmaQueue {
     ExpertCopy copy;
     int64_t started = 0;     // bytes
     int64_t timed_from = 0;  // bytes started before `begin`
-    int chunks = 0;          // in flight
+    bool timed = false;
+    int chunks = 0;  // in flight
     Kind kind = Kind::none;
     cuda::Event begin, end;
   };
@@ -108,6 +112,7 @@ class DmaQueue {
   void end_if_over(int32_t slot);
 
   const int64_t chunk_bytes_;
+  bool timed_ = true;
   cuda::ContextPtr context_;
   cuda::Stream stream_;
   std::unique_ptr<Staging> staging_;  // made when the first copy needs it

@@ -70,6 +70,7 @@ Engine::Engine(const EngineOptions& options)
   const HybridOptions hybrid{.schedule = gpu.schedule,
                              .cache = gpu.cache,
                              .prefetch = gpu.prefetch,
+                             .time_every = gpu.time_every,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
   context_ = context;
   hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
@@ -101,7 +102,8 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
       hybrid().check_budget(shape.num_experts, shape.top_k, layout.bytes);
       context = hybrid().context();
     }
-    blobs = store_experts(context, shape, experts, gpu_options_->pin, kernels_, forward_.team());
+    blobs = store_experts(context, shape, experts, std::move(owner), gpu_options_->pin, kernels_,
+                          forward_.team());
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
@@ -266,6 +268,20 @@ JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uin
   job->order_behind(context, stream);
   scheduler_->submit(job);
   return job;
+}
+
+void Engine::keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bool kept) {
+  check_usable();
+  if (!gpu_options_) return;
+  for (const int32_t expert : experts)
+    if (expert < 0 || expert >= layer->shape().num_experts)
+      throw InvalidArgument("expert " + std::to_string(expert) +
+                            " cannot be kept: the layer has experts 0 to " +
+                            std::to_string(layer->shape().num_experts - 1));
+  scheduler_->submit([this, layer = std::move(layer), experts = std::move(experts), kept] {
+    const std::lock_guard lock(mutex_);
+    hybrid_->keep(layer->index(), experts, kept);
+  });
 }
 
 void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {

@@ -88,6 +88,10 @@ class Engine {
   void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
   void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
+  // While kept, experts that are in the GPU's cache stay there, unless a batch cannot do without their slots.
+  // Queued behind what was submitted. Does nothing without a GPU.
+  void keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bool kept);
+
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
 

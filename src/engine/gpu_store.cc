@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "src/error.h"
 #include "src/expert_store/quantise.h"
@@ -17,6 +18,13 @@ constexpr int64_t kReservedPart = 8;  // an eighth of the device's memory
 std::string in_gibibytes(int64_t bytes) {
   const int64_t tenths = bytes * 10 >> 30;
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " GiB";
+}
+
+bool lie_behind_each_other(const std::vector<ExpertView>& blobs, int64_t blob_bytes) {
+  const auto* const first = static_cast<const std::byte*>(blobs[0].gate.data);
+  for (size_t e = 1; e < blobs.size(); ++e)
+    if (blobs[e].gate.data != first + static_cast<int64_t>(e) * blob_bytes) return false;
+  return true;
 }
 
 }  // namespace
@@ -36,9 +44,14 @@ int64_t cache_bytes(const GpuBudget& budget, const cuda::MemoryState& memory) {
 }
 
 std::shared_ptr<HostBlobs> store_experts(const cuda::ContextPtr& context, const LayerShape& shape,
-                                         const std::vector<ExpertView>& experts, bool pin,
-                                         const cpu::KernelTable& kernels, const cpu::Team& team) {
+                                         const std::vector<ExpertView>& experts, std::shared_ptr<void> owner,
+                                         bool pin, const cpu::KernelTable& kernels, const cpu::Team& team) {
   const BlobLayout layout = blob_layout(shape.format, shape.hidden, shape.inter, shape.bias);
+  if (pin && is_quantised(shape.format) && lie_behind_each_other(experts, layout.bytes)) {
+    const auto* const first = static_cast<const std::byte*>(experts[0].gate.data);
+    if (auto blobs = HostBlobs::in_place(context, layout, first, shape.num_experts, std::move(owner)))
+      return blobs;
+  }
   auto blobs = std::make_shared<HostBlobs>(context, layout, shape.num_experts, pin);
   if (is_quantised(shape.format)) {
     team.run([&](cpu::Member me) noexcept {

@@ -26,16 +26,18 @@ struct GpuOptions {
   policy::SplitMethod schedule = policy::SplitMethod::balanced;
   policy::CachePolicy cache = policy::CachePolicy::mrs;
   bool prefetch = true;
-  bool pin = true;  // the experts' host memory
+  int64_t time_every = 1;  // batches
+  bool pin = true;         // the experts' host memory
   GpuBudget budget;
 };
 
 // Throws InvalidArgument if the budget is more than what is free now.
 int64_t cache_bytes(const GpuBudget& budget, const cuda::MemoryState& memory);
 
-// Copies every expert once into a blob, on the team's threads. Quantised experts must lie in blobs already.
+// Copies every expert once into a blob, on the team's threads. Quantised experts must lie in blobs already:
+// if these lie behind each other, `owner`'s memory is page-locked where it is, and nothing is copied.
 std::shared_ptr<HostBlobs> store_experts(const cuda::ContextPtr& context, const LayerShape& shape,
-                                         const std::vector<ExpertView>& experts, bool pin,
-                                         const cpu::KernelTable& kernels, const cpu::Team& team);
+                                         const std::vector<ExpertView>& experts, std::shared_ptr<void> owner,
+                                         bool pin, const cpu::KernelTable& kernels, const cpu::Team& team);
 
 }  // namespace moerun

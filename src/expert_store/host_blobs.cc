@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <new>
+#include <utility>
 
 #include "cuda/driver_error.h"
 #include "src/error.h"
@@ -30,6 +31,26 @@ HostBlobs::HostBlobs(const cuda::ContextPtr& context, const BlobLayout& layout, 
   pageable_.reset(static_cast<std::byte*>(std::aligned_alloc(kBlobAlignment, bytes)));
   if (!pageable_) throw std::bad_alloc();
   data_ = pageable_.get();
+}
+
+std::shared_ptr<HostBlobs> HostBlobs::in_place(const cuda::ContextPtr& context, const BlobLayout& layout,
+                                               const std::byte* first, int64_t count,
+                                               std::shared_ptr<void> owner) {
+  constexpr uintptr_t kPage = 4096;
+  const auto begin = reinterpret_cast<uintptr_t>(first);
+  const uintptr_t from = begin / kPage * kPage,
+                  to = (begin + count * layout.bytes + kPage - 1) / kPage * kPage;
+  std::shared_ptr<HostBlobs> blobs(new HostBlobs(layout));
+  blobs->owner_ = std::move(owner);
+  blobs->data_ = const_cast<std::byte*>(first);
+  using Access = cuda::RegisteredMemory::Access;
+  // Files can be locked for reading only; some drivers cannot do that, but lock anonymous memory for both.
+  for (const Access access : {Access::read_only, Access::read_write}) {
+    blobs->registered_ = cuda::RegisteredMemory::try_register(context, reinterpret_cast<void*>(from),
+                                                              to - from, access, blobs->why_not_);
+    if (blobs->registered_) return blobs;
+  }
+  return nullptr;
 }
 
 }  // namespace moerun

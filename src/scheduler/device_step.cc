@@ -37,6 +37,7 @@ int32_t DeviceStep::find_slot(const StepInput& in, int32_t expert, size_t placed
   while (slot < 0 && retire_one_launch(in, placed)) slot = in.cache.acquire(in.row, expert);
   if (slot < 0) {
     in.cache.cancel_prefetches();
+    in.cache.let_go();
     slot = in.cache.acquire(in.row, expert);
   }
   if (slot < 0) throw InvalidState("the GPU's cache has no slot for an expert; raise gpu_cache");
@@ -112,7 +113,7 @@ void DeviceStep::reserve(const StepInput& in) {
                     .y = lists_.rows() * shape.y_stride * kFloat,
                     .cpu = in.tokens * shape.hidden * kFloat,
                     .out = in.out ? 0 : x_bytes});
-  while (timers_.size() < lists_.launches().size())
+  while (in.timed && timers_.size() < lists_.launches().size())
     timers_.push_back({cuda::Event(context_, {.timing = true}), cuda::Event(context_, {.timing = true})});
 }
 
@@ -137,7 +138,8 @@ void DeviceStep::submit(const StepInput& in) {
   const StepLists::Layout lists = lists_.layout();
   const cuda::Stream& copies = in.cache.dma().stream();
   began_ = std::chrono::steady_clock::now();
-  compute_.record(begin_);
+  if (in.timed) compute_.record(begin_);
+  in.cache.dma().time_copies(in.timed);
   lists_.write(buffers_.host().lists);
   copies.copy_to_device(d.lists, buffers_.host().lists, lists.bytes);
   if (!in.x) copies.copy_to_device(d.x, buffers_.host().x, in.tokens * shape.hidden * size_of(shape.x_type));
@@ -148,7 +150,7 @@ void DeviceStep::submit(const StepInput& in) {
     copy_what_may(in);
     const bool of_residents = i == 0 && residents_ > 0;
     if (!of_residents) in.cache.dma().make_wait(compute_, placed_[residents_ + i - (residents_ > 0)].slot);
-    compute_.record(timers_[i].begin);
+    if (in.timed) compute_.record(timers_[i].begin);
     in.kernels.launch(compute_, *launches[i].regime,
                       {.x = in.x ? in.x : d.x,
                        .slab = in.cache.slab(),
@@ -159,7 +161,7 @@ void DeviceStep::submit(const StepInput& in) {
                        .pair_token = d.lists + lists.pair_token,
                        .pair_weight = d.lists + lists.pair_weight},
                       launches[i].tiles);
-    compute_.record(timers_[i].end);
+    if (in.timed) compute_.record(timers_[i].end);
     fences_.record(compute_);
   }
 }
@@ -176,7 +178,7 @@ void DeviceStep::finish(const StepInput& in) {
   compute_.record(combined_);
   if (in.out) return;
   results_.wait(combined_);
-  results_.record(returned_.begin);
+  if (in.timed) results_.record(returned_.begin);
   results_.copy_to_host(buffers_.host().out, d.out, in.tokens * shape.hidden * size_of(shape.x_type));
   results_.record(returned_.end);
 }
@@ -188,6 +190,9 @@ void DeviceStep::settle(const StepInput& in) {
   launch_times_.clear();
   copy_times_.clear();
   way_back_.reset();
+  for (const Placed& p : placed_)
+    if (p.pinned) in.cache.table().unpin(p.slot);
+  if (!in.timed) return;
   for (size_t i = 0; i < lists_.launches().size(); ++i)
     launch_times_.push_back({since_begin(timers_[i].begin), since_begin(timers_[i].end)});
   for (size_t i = residents_; i < placed_.size(); ++i)
@@ -195,8 +200,6 @@ void DeviceStep::settle(const StepInput& in) {
                            since_begin(dma.end_of(placed_[i].slot)),
                            placed_[i].source == Placed::Source::demanded});
   if (!in.out) way_back_.emplace(DeviceInterval{since_begin(returned_.begin), since_begin(returned_.end)});
-  for (const Placed& p : placed_)
-    if (p.pinned) in.cache.table().unpin(p.slot);
 }
 
 void DeviceStep::abandon() noexcept {

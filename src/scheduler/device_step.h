@@ -31,6 +31,7 @@ struct StepInput {
   int64_t tokens;
   // Where x lies and the result goes, [tokens, H] of the kernels' type, on the device; 0: through the host.
   cuda::DevicePtr x = 0, out = 0;
+  bool timed = true;  // whether events tell when launches and copies ran: calls to the driver for each
 };
 
 // When something ran on the device, in microseconds from the step's begin.
@@ -69,7 +70,7 @@ class DeviceStep {
   template <class Meanwhile>
   void join(const StepInput& in, Meanwhile&& meanwhile);
 
-  // After join().
+  // After join(); empty if the step is not timed.
   std::span<const DeviceInterval> launches() const { return launch_times_; }
   std::span<const DeviceInterval> copies() const { return copy_times_; }
   // Of the result to the host; none where it stays on the device.

@@ -24,7 +24,8 @@ GpuCache::GpuCache(const cuda::ContextPtr& context, int64_t slot_bytes, int32_t 
       dma_(context, slots),
       values_(layers.begin(), layers.end()),
       last_read_(slots, 0),
-      prefetched_(slots, 0) {
+      prefetched_(slots, 0),
+      keeps_(slots, 0) {
   by_value_.reserve(slots);
 }
 
@@ -50,6 +51,25 @@ void GpuCache::read_by(int32_t slot, int64_t fence) {
   last_read_[slot] = fence;
   if (prefetched_[slot] != 0) ++stats.prefetch_used;
   prefetched_[slot] = 0;
+}
+
+void GpuCache::keep(int32_t layer, std::span<const int32_t> experts, bool kept) {
+  for (const int32_t expert : experts) {
+    const int32_t slot = table_.slot_of(layer, expert);
+    if (slot < 0 || table_.state(slot) == SlotState::loading) continue;
+    if (kept) {
+      table_.pin(slot);
+      ++keeps_[slot];
+    } else if (keeps_[slot] > 0) {  // else it came later, or let_go() was called
+      table_.unpin(slot);
+      --keeps_[slot];
+    }
+  }
+}
+
+void GpuCache::let_go() {
+  for (int32_t slot = 0; slot < table_.slots(); ++slot)
+    for (; keeps_[slot] > 0; --keeps_[slot]) table_.unpin(slot);
 }
 
 void GpuCache::least_valued(size_t most, std::vector<int32_t>& slots) {
@@ -150,6 +170,7 @@ void GpuCache::reset() noexcept {
   table_.clear();
   std::fill(last_read_.begin(), last_read_.end(), 0);
   std::fill(prefetched_.begin(), prefetched_.end(), 0);
+  std::fill(keeps_.begin(), keeps_.end(), 0);
 }
 
 }  // namespace moerun

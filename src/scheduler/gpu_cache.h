@@ -36,6 +36,10 @@ class GpuCache {
   // A launch that ends with `fence` reads the slot: pins it.
   void read_by(int32_t slot, int64_t fence);
 
+  // Experts that are here stay here while they are kept: their slots are pinned.
+  void keep(int32_t layer, std::span<const int32_t> experts, bool kept);
+  void let_go();  // of all that are kept: a step needs the slots
+
   // The copy of an expert's blob into its slot.
   ExpertCopy copy_of(int32_t slot, const std::byte* blob, bool pinned) const;
 
@@ -86,6 +90,7 @@ class GpuCache {
   std::vector<policy::CacheValues> values_;  // [layers]
   std::vector<int64_t> last_read_;           // [slots]
   std::vector<uint8_t> prefetched_;          // [slots] and not used yet
+  std::vector<int32_t> keeps_;               // [slots] of the pins, those by keep()
   std::vector<int32_t> by_value_;            // scratch: slots
 };
 

@@ -245,7 +245,8 @@ void HybridForward::run_part(Part part) {
   const GpuCaches::Place place = fits ? caches_.place(part.layer) : GpuCaches::Place{};
   if (!place.cache || groups_.active() == 0) {
     books_.add_unplanned();
-    return run_on_cpu(part);
+    run_on_cpu(part);
+    return;
   }
 
   place.cache->pump();
@@ -254,9 +255,8 @@ void HybridForward::run_part(Part part) {
     ++(resident[expert] != 0 ? place.cache->stats.hits : place.cache->stats.misses);
   const Assignment& plan = planner_.plan(loads_, resident, layer.view.inter, layer.cost);
   if (plan.gpu.empty()) {
-    const auto begin = Clock::now();
-    run_on_cpu(part);
-    books_.add(booked(part, plan), {begin, Clock::now()});
+    const CpuInterval cpu = run_on_cpu(part);
+    books_.add(booked(part, plan), cpu);
   } else {
     run_on_both(part, {.cache = *place.cache,
                        .row = place.row,
@@ -266,7 +266,8 @@ void HybridForward::run_part(Part part) {
                        .plan = plan,
                        .tokens = part.batch.routing.tokens,
                        .x = part.x,
-                       .out = part.out});
+                       .out = part.out,
+                       .timed = gpu_steps_++ % options_.time_every == 0});
   }
   place.cache->values(place.row).observe(loads_, {});
   prefetcher_.ran(part.layer, target_of(part.layer), loads_, us_between(created_, Clock::now()));
@@ -283,17 +284,20 @@ BookedStep HybridForward::booked(const Part& part, const Assignment& plan) {
           .cost = layer.cost};
 }
 
-void HybridForward::run_on_cpu(const Part& part) {
+CpuInterval HybridForward::run_on_cpu(const Part& part) {
   const cpu::Batch& batch = part.batch;
   if (part.on_device()) {
     inbox_.start_x();
     inbox_.wait_for_x();
   }
+  CpuInterval interval{Clock::now(), {}};
   cpu_.run(layers_[part.layer].view, batch, part.observer);
-  if (!part.on_device()) return;
+  interval.end = Clock::now();
+  if (!part.on_device()) return interval;
   step_.send(part.out, batch.out, batch.routing.tokens * batch.out_stride * size_of(batch.out_type));
   tell(part.ending);
   step_.synchronize();  // what is sent from is used again
+  return interval;
 }
 
 void HybridForward::run_on_both(const Part& part, const StepInput& step) {
@@ -322,8 +326,11 @@ void HybridForward::run_on_both(const Part& part, const StepInput& step) {
   if (!part.on_device())
     convert_rows(step_.out(), shape.x_type, shape.hidden, batch.out, batch.out_type, batch.out_stride,
                  step.tokens, shape.hidden);
-  books_.add(booked(part, step.plan), cpu, step_, dma.prefetched_bytes - prefetched_before,
-             step.cache.slot_bytes());
+  if (step.timed)
+    books_.add(booked(part, step.plan), cpu, step_, dma.prefetched_bytes - prefetched_before,
+               step.cache.slot_bytes());
+  else
+    books_.add_untimed();
   part.observer.on_groups(groups_);
   part.observer.on_spans({}, step.tokens);
 }
@@ -360,6 +367,12 @@ void HybridForward::convert_rows(const void* from, DType from_type, int64_t from
 Prefetcher::Target HybridForward::target_of(int layer) {
   const Layer& l = layers_[layer];
   return {caches_.place(layer), l.blobs.get(), &l.cost};
+}
+
+void HybridForward::keep(int layer, std::span<const int32_t> experts, bool kept) {
+  if (dead_ || last_layer_ < 0) return;  // before the first batch there are no caches
+  const GpuCaches::Place place = caches_.place(layer);
+  if (place.cache) place.cache->keep(place.row, experts, kept);
 }
 
 void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks) {

@@ -40,6 +40,7 @@ struct HybridOptions {
   policy::SplitMethod schedule = policy::SplitMethod::balanced;
   policy::CachePolicy cache = policy::CachePolicy::mrs;
   bool prefetch = true;
+  int64_t time_every = 1;   // every so many batches one with a share on the GPU is timed
   int64_t cache_bytes = 0;  // of device memory for slots
 };
 
@@ -95,6 +96,9 @@ class HybridForward {
   void warm_start(int layer, std::span<const double> shares);
   void start();
 
+  // Experts of the layer stay in the cache if they are there, or need not stay any more.
+  void keep(int layer, std::span<const int32_t> experts, bool kept);
+
   // Goes on with prefetches between batches. Whether it wants to be called again soon.
   bool pump();
 
@@ -127,7 +131,7 @@ class HybridForward {
   void throw_late_error();
   void run_parts(const Part& whole);
   void tell(Ending* ending);
-  void run_on_cpu(const Part& part);
+  CpuInterval run_on_cpu(const Part& part);
   TimedLayer timed(const Layer& layer, DType x_type) const;
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
   void run_part(Part part);
@@ -162,6 +166,7 @@ class HybridForward {
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
   DeviceInbox inbox_;
+  int64_t gpu_steps_ = 0;
   std::optional<GpuError> dead_;  // the first cause
   std::optional<GpuError> late_;  // of a batch on the device that counts as done
 };

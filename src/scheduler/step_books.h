@@ -52,6 +52,11 @@ class StepBooks {
   void add_unplanned() { ++sums_.steps; }
   // All of it ran on the CPU.
   void add(const BookedStep& step, const CpuInterval& cpu);
+  // It had a share on the GPU, and was not timed.
+  void add_untimed() {
+    ++sums_.steps;
+    ++sums_.gpu_steps;
+  }
   // After step.join(). `prefetched_bytes` went over the bus meanwhile; an expert has `slot_bytes`.
   void add(const BookedStep& step, const CpuInterval& cpu, const DeviceStep& device, int64_t prefetched_bytes,
            int64_t slot_bytes);

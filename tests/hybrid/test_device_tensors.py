@@ -182,6 +182,25 @@ def test_memory_of_a_dropped_handle_is_used_again_in_order(
     assert gpu.violations() == []
 
 
+def test_submitting_again_and_again_makes_nothing_new(
+    gpu: FakeDriver, device: EmulatedDevice, experts: list[Experts]
+) -> None:
+    stream = device.new_stream()
+    with engine_with(experts, schedule="ondemand") as engine:
+        layer = add_all(engine, experts)[0]
+        there = OnDevice(device, random_batch(2), stream)
+        for _ in range(3):
+            layer.forward(*there, out=there.out)
+        made = gpu.calls("cuEventCreate"), gpu.calls("cuMemAlloc_v2"), gpu.calls("cuMemHostAlloc")
+        for _ in range(20):
+            layer.forward(*there, out=there.out)
+        assert made == (
+            gpu.calls("cuEventCreate"),
+            gpu.calls("cuMemAlloc_v2"),
+            gpu.calls("cuMemHostAlloc"),
+        )
+
+
 @pytest.mark.parametrize(
     "call", ["cuLaunchKernel", "cuMemcpyDtoHAsync_v2", "cuStreamWaitEvent", "cuEventRecord"]
 )

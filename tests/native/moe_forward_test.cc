@@ -2,10 +2,13 @@
 // allocations, every format and layout, teams of 1 to 3 threads, several callers at once, and the scheduler.
 // Arguments: the folder of a fake OpenMP runtime. Prints what is wrong and returns 1.
 #include <algorithm>
+#include <array>
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <new>
 #include <random>
 #include <thread>
 #include <vector>
@@ -16,6 +19,8 @@
 
 namespace moerun {
 namespace {
+
+thread_local int64_t allocations_here = 0;
 
 using cpu::KernelTable;
 
@@ -218,14 +223,45 @@ void scheduler() {
   for (std::thread& s : stoppers) s.join();
 }
 
+// Submitting takes no memory once a job was under way before.
+void submitting_allocates_nothing() {
+  Scheduler scheduler;
+  const std::array<int64_t, 16> batch{};  // about what a batch's addresses take
+  int64_t sum = 0;
+  const auto submit = [&] {
+    const JobRef job = scheduler.submit([&sum, batch] { sum += 1 + batch[0]; });
+    while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
+  };
+  for (int i = 0; i < 4; ++i) submit();
+  const int64_t before = allocations_here;
+  for (int i = 0; i < 100; ++i) submit();
+  if (allocations_here == before && sum == 104) return;
+  ++failures;
+  std::printf("wrong: %ld allocations in 100 submissions\n", static_cast<long>(allocations_here - before));
+}
+
 }  // namespace
 }  // namespace moerun
+
+// Counts what the calling thread allocates.
+void* operator new(size_t bytes) {
+  ++moerun::allocations_here;
+  if (void* const memory = std::malloc(bytes)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept {
+  std::free(memory);
+}
+void operator delete(void* memory, size_t) noexcept {
+  std::free(memory);
+}
 
 int main(int, char** arguments) {
   moerun::cpu::set_openmp_hint(arguments[1]);
   moerun::shapes_and_threads();
   moerun::several_callers();
   moerun::scheduler();
+  moerun::submitting_allocates_nothing();
   if (moerun::cpu::openmp_runtime().rfind(arguments[1], 0) != 0) {
     std::printf("wrong: used %s\n", moerun::cpu::openmp_runtime().c_str());
     return 1;

@@ -244,7 +244,7 @@ class BlobLayout:
 
 class GpuOptions:
 
-    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
         ...
 
 class CompiledKernel:
@@ -386,6 +386,9 @@ class Engine:
         ...
 
     def hint(self, layer: Layer, loads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], ranks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
+    def keep(self, layer: Layer, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], kept: bool) -> None:
         ...
 
     def linear(self, layer: LinearView, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:

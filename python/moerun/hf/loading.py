@@ -243,12 +243,14 @@ def _add_layers(
     engine: Engine, checkpoint: Checkpoint, experts: str | None, x_dtype: str
 ) -> dict[int, Layer]:
     """All layers with experts, by number."""
-    numbers = checkpoint.moe_layers
-    if experts is None:
-        return {number: engine.add_layer_from(checkpoint, number, x_dtype=x_dtype) for number in numbers}
     from moerun.quant import ExpertsBar
 
-    with ExpertsBar(sum(checkpoint.spec(number).num_experts for number in numbers), experts) as bar:
-        return {
-            number: engine.add_layer_from(checkpoint, number, experts, bar, x_dtype) for number in numbers
-        }
+    counts = {number: checkpoint.spec(number).num_experts for number in checkpoint.moe_layers}
+    layers = {}
+    with ExpertsBar(sum(counts.values()), experts or "pinned memory") as bar:
+        for number, count in counts.items():
+            quantised = bar if experts is not None else None
+            layers[number] = engine.add_layer_from(checkpoint, number, experts, quantised, x_dtype)
+            if experts is None:  # used where they lie, or copied to pinned memory for a GPU
+                bar(count)
+    return layers

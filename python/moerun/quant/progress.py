@@ -12,12 +12,12 @@ class ExpertsBar:
     Shown after a second: what comes from the cache is there before, and leaves no trace.
     """
 
-    def __init__(self, total: int, weight_format: str) -> None:
+    def __init__(self, total: int, target: str) -> None:
         from tqdm import tqdm
 
         self._bar: Any = tqdm(
             total=total,
-            desc=f"experts to {weight_format}",
+            desc=f"experts to {target}",
             unit="expert",
             disable=None,  # where stderr is no terminal
             delay=1.0,
