@@ -91,20 +91,33 @@ struct LinearArgs {
   Scratch scratch;
 };
 
+// What the multiply-adds of a kernel multiply: the rate at which a machine can do them differs.
+enum class DotType : uint8_t { f32 = 0, bf16 = 1, int8 = 2 };
+constexpr int kDotTypes = 3;
+
+constexpr const char* name_of(DotType t) {
+  return t == DotType::f32 ? "fp32" : t == DotType::bf16 ? "bf16" : "int8";
+}
+// Elements of K in 32 bits.
+constexpr int elements_in_word(DotType t) {
+  return t == DotType::f32 ? 1 : t == DotType::bf16 ? 2 : 4;
+}
+
 // The kernels for one pair of weight format and activation type.
 struct ExpertKernels {
   void (*gate_up)(const GateUpArgs&) = nullptr;
   void (*down)(const DownArgs&) = nullptr;
   void (*linear)(const LinearArgs&) = nullptr;
+  DotType dot = DotType::f32;  // of many tokens
 };
 
 // What the machine can do at most, measured by doctor and the benches.
 struct LimitKernels {
   // Reads n bytes (a multiple of 256) once, in order; the result depends on all of them.
   uint64_t (*read)(const void* data, size_t n) = nullptr;
-  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per
-  // multiply-add).
-  double (*dot)(DType type, int64_t rounds, float* sink) = nullptr;
+  // By DotType, null where no kernel of the row multiplies such numbers: runs `rounds` rounds of independent
+  // multiply-adds in registers; returns the operations (2 per multiply-add).
+  double (*dot[kDotTypes])(int64_t rounds, float* sink) = {};
 };
 
 struct KernelTable {

@@ -34,6 +34,7 @@ struct Int8Dot {
   static constexpr bool integer = true;
   static constexpr bool in_place = true;
   static constexpr DType activation_type = DType::bf16;
+  static constexpr DotType dot_type = DotType::int8;
   static constexpr int step = 32, group = 2;  // of activations in memory
   static constexpr int block = 64;            // elements of K that share a scale of activations
   static constexpr int64_t block_bytes = block;

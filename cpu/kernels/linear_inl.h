@@ -80,7 +80,7 @@ void linear(const LinearArgs& a) {
 
 template <class D>
 constexpr ExpertKernels expert_kernels() {
-  return {gate_up<D>, down<D>, linear<D>};
+  return {gate_up<D>, down<D>, linear<D>, D::Tiles::dot_type};
 }
 
 }  // namespace
