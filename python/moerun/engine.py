@@ -193,7 +193,7 @@ class Engine:
             The layer has no experts (the message names those that have some), the format is unknown, cannot
             hold a weight, or the checkpoint is already quantised in another one.
         """
-        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress)
+        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress, x_dtype)
         if self._usage is not None:
             self._usage.add(checkpoint, layer_index, layer)
         return layer
@@ -204,6 +204,7 @@ class Engine:
         layer_index: int,
         quant: str | None,
         on_progress: Callable[[int], object] | None,
+        x_dtype: str | None,
     ) -> Layer:
         spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
         if quant in (None, checkpoint.expert_dtype):
