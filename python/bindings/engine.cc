@@ -86,6 +86,22 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
   return batch;
 }
 
+// As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
+using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double>>;
+using CopyTuples = std::vector<std::tuple<int64_t, double>>;
+
+ComputeTuples tuples_of(const std::vector<policy::ComputePoint>& points) {
+  ComputeTuples out;
+  for (const policy::ComputePoint& p : points) out.emplace_back(p.experts, p.tokens, p.us);
+  return out;
+}
+
+CopyTuples tuples_of(const std::vector<policy::CopyPoint>& points) {
+  CopyTuples out;
+  for (const policy::CopyPoint& p : points) out.emplace_back(p.bytes, p.us);
+  return out;
+}
+
 // Waits in slices, so that Ctrl-C is seen.
 void wait(Job& job) {
   constexpr std::chrono::milliseconds kSlice{50};
@@ -116,9 +132,10 @@ py::dict to_dict(const HybridStats& s) {
   d["resident"] = s.resident;
   d["cache_bytes"] = s.cache_bytes;
   d["workspace_bytes"] = s.workspace_bytes;
+  d["warm_copies"] = s.warm_copies;
   d["shrunk"] = s.shrunk;
-  d["steps"] = s.steps;
-  d["gpu_steps"] = s.gpu_steps;
+  d["steps"] = s.work.steps;
+  d["gpu_steps"] = s.work.gpu_steps;
   d["hits"] = s.cache.hits;
   d["misses"] = s.cache.misses;
   d["evictions"] = s.cache.evictions;
@@ -132,11 +149,14 @@ py::dict to_dict(const HybridStats& s) {
   d["prefetches_used"] = s.cache.prefetch_used;
   d["prefetches_wasted"] = s.cache.prefetch_wasted;
   d["h2d_bytes_per_second"] = s.dma.bytes_per_second();
-  d["planned_seconds"] = s.planned_seconds;
-  d["observed_seconds"] = s.observed_seconds;
-  d["cpu_seconds"] = s.cpu_seconds;
-  d["gpu_seconds"] = s.gpu_seconds;
-  d["copy_seconds"] = s.copy_seconds;
+  d["planned_seconds"] = s.work.planned_seconds;
+  d["observed_seconds"] = s.work.observed_seconds;
+  d["cpu_seconds"] = s.work.busy_seconds.cpu;
+  d["gpu_seconds"] = s.work.busy_seconds.gpu;
+  d["copy_seconds"] = s.work.busy_seconds.copies;
+  d["cpu_idle_seconds"] = s.work.idle_seconds.cpu;
+  d["gpu_idle_seconds"] = s.work.idle_seconds.gpu;
+  d["copy_idle_seconds"] = s.work.idle_seconds.copies;
   return d;
 }
 
@@ -208,6 +228,41 @@ void bind_engine(py::module_& m) {
                                const auto context = (*e).gpu();
                                return context->device().compute_major * 10 + context->device().compute_minor;
                              })
+      .def(
+          "time_cpu",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, DType x_type) {
+            return tuples_of((*e).time_cpu(*layer, x_type));
+          },
+          py::arg("layer"), py::arg("x_type"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "time_gpu",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, DType x_type) {
+            return tuples_of((*e).time_gpu(*layer, x_type));
+          },
+          py::arg("layer"), py::arg("x_type"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "time_copies",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer) {
+            return tuples_of((*e).time_copies(*layer));
+          },
+          py::arg("layer"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "set_cost",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const policy::CostModel& cost) {
+            (*e).set_cost(*layer, cost);
+          },
+          py::arg("layer"), py::arg("cost"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "cost", [](PythonEngine& e, const std::shared_ptr<Layer>& layer) { return (*e).cost(*layer); },
+          py::arg("layer"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "warm_start",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const std::vector<double>& shares) {
+            (*e).warm_start(*layer, shares);
+          },
+          py::arg("layer"), py::arg("shares"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "start", [](PythonEngine& e) { (*e).start(); }, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("why_not_pinned", [](PythonEngine& e) { return (*e).why_not_pinned(); })
       .def("add_layer", add_layer, py::arg("hidden"), py::arg("inter"), py::arg("top_k"), py::arg("format"),
            py::arg("activation"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("gate_up_strides"),

@@ -108,7 +108,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
-    hybrid().add_layer({layer->view(), blobs, shape.top_k});
+    hybrid().add_layer({layer->view(), blobs, shape.top_k, shape.bias});
     if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
   }
   layers_.push_back(layer);
@@ -158,9 +158,52 @@ void Engine::run_on_scheduler(Work&& work) {
 }
 
 // With a GPU, everything runs on the scheduler's thread, which the device's context belongs to.
+template <class Work>
+void Engine::run_where_batches_run(Work&& work) {
+  if (gpu_options_) return run_on_scheduler(work);
+  run_here(work);
+}
+
 void Engine::forward(Layer& layer, const cpu::Batch& batch) {
-  if (gpu_options_) return run_on_scheduler([&] { compute(layer, batch); });
-  run_here([&] { compute(layer, batch); });
+  run_where_batches_run([&] { compute(layer, batch); });
+}
+
+std::vector<policy::ComputePoint> Engine::time_cpu(const Layer& layer, DType x_type) {
+  const TimedLayer timed{layer.view(), layer.shape().top_k, layer.expert_bytes(), x_type};
+  std::vector<policy::ComputePoint> points;
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    points = moerun::time_cpu(timed, kernels_, forward_);
+  });
+  return points;
+}
+
+std::vector<policy::ComputePoint> Engine::time_gpu(const Layer& layer, DType x_type) {
+  std::vector<policy::ComputePoint> points;
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    points = hybrid().time_gpu(layer.index(), x_type);
+  });
+  return points;
+}
+
+std::vector<policy::CopyPoint> Engine::time_copies(const Layer& layer) {
+  std::vector<policy::CopyPoint> points;
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    points = hybrid().time_copies(layer.index());
+  });
+  return points;
+}
+
+void Engine::set_cost(const Layer& layer, const policy::CostModel& cost) {
+  const std::lock_guard lock(mutex_);
+  hybrid().set_cost(layer.index(), cost);
+}
+
+policy::CostModel Engine::cost(const Layer& layer) const {
+  const std::lock_guard lock(mutex_);
+  return hybrid().cost(layer.index());
 }
 
 template <class Work>
@@ -189,6 +232,18 @@ void Engine::route(const cpu::RouterView& layer, const cpu::RouterBatch& batch) 
 
 void Engine::rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch) {
   run_dense("norm", batch.rows, [&] { cpu::rms_norm(kernels_, forward_.team(), norm, batch); });
+}
+
+void Engine::warm_start(const Layer& layer, std::span<const double> shares) {
+  const std::lock_guard lock(mutex_);
+  hybrid().warm_start(layer.index(), shares);
+}
+
+void Engine::start() {
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    hybrid().start();
+  });
 }
 
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {

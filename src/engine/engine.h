@@ -55,6 +55,18 @@ class Engine {
   // Why the experts of some layer could not be page-locked; empty if all are.
   std::string why_not_pinned() const;
 
+  // Calibration: times the layer's experts (src/scheduler/timing.h) on the threads that run batches. Without
+  // a GPU the last three throw InvalidState; time_gpu needs the layer's kernels for x of x_type.
+  std::vector<policy::ComputePoint> time_cpu(const Layer& layer, DType x_type);
+  std::vector<policy::ComputePoint> time_gpu(const Layer& layer, DType x_type);
+  std::vector<policy::CopyPoint> time_copies(const Layer& layer);
+  void set_cost(const Layer& layer, const policy::CostModel& cost);
+  policy::CostModel cost(const Layer& layer) const;
+
+  // Warm start (HybridForward::warm_start, ::start). Throw InvalidState without a GPU.
+  void warm_start(const Layer& layer, std::span<const double> shares);
+  void start();
+
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);
 
@@ -90,6 +102,8 @@ class Engine {
   void run_on_scheduler(Work&& work);
   template <class Work>
   void run_dense(const char* name, int64_t tokens, Work&& work);
+  template <class Work>
+  void run_where_batches_run(Work&& work);
   HybridForward& hybrid() const;  // while mutex_ is held
 
   const int fork_generation_;

@@ -11,7 +11,7 @@
 namespace moerun {
 namespace {
 
-constexpr const char* kLaneNames[] = {"CPU thread", "GPU", "H2D copies", "D2H copies"};
+constexpr const char* kLaneNames[] = {"CPU thread", "GPU", "H2D copies", "D2H copies", "Plan"};
 constexpr int kLanesPerKind = 10000;  // lane number = kind * kLanesPerKind + thread, which also sorts them
 
 int number(const Lane& lane) {

@@ -13,6 +13,9 @@ from typing import Any
 import moerun
 from moerun import machine
 from moerun.cli import text
+from moerun.cli.calibration_report import DEFAULT_SHAPES, calibrations
+from moerun.cli.calibration_report import render as render_calibrations
+from moerun.layer_spec import WEIGHT_FORMATS
 
 MEASURE_SECONDS = 1.0  # per measurement
 QUICK_SECONDS = 0.1
@@ -28,15 +31,32 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="what this machine has and can do, and what is missing",
         description="Shows processor, kernels, memory, software and GPU, measures the read bandwidth and the "
-        "dot-product peak (about 6 seconds), and says what to put right.",
+        "dot-product peaks (about 8 seconds), and says what to put right.",
     )
     parser.add_argument("--quick", action="store_true", help="measure for a tenth of the time, less exactly")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--calibrate",
+        nargs="*",
+        metavar="CKPT|SHAPE",
+        help="instead of all this, time what experts cost on this machine, and keep that for later engines: "
+        f"those of a checkpoint, or of a shape such as Mixtral-8x7B (default: {', '.join(DEFAULT_SHAPES)})",
+    )
+    parser.add_argument(
+        "--experts",
+        choices=WEIGHT_FORMATS,
+        metavar="FORMAT",
+        help="with --calibrate: the experts' format (default: as saved; bf16 for a shape)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine the machine and print the report."""
+    if args.calibrate is not None:
+        reports = calibrations(args.calibrate or DEFAULT_SHAPES, args.experts)
+        print(json.dumps(reports, indent=2) if args.json else render_calibrations(reports))
+        return 0
     if sys.stderr.isatty():
         print("measuring, this takes a few seconds ...", file=sys.stderr)
     report = examine(QUICK_SECONDS if args.quick else MEASURE_SECONDS)
@@ -192,7 +212,8 @@ def limit_rows(limits: list[dict[str, Any]]) -> list[list[str]]:
     rows = [["Limits, measured", "", "threads", "median", "best", "spread"]]
     rows += [row("memory read", "GB/s", m["threads"], m["read_gb_per_s"]) for m in limits]
     for dtype in limits[0]["dot_gflop_per_s"]:
-        rows += [row(f"dot {dtype}", "GFLOP/s", m["threads"], m["dot_gflop_per_s"][dtype]) for m in limits]
+        unit = "GOP/s" if dtype == "int8" else "GFLOP/s"
+        rows += [row(f"dot {dtype}", unit, m["threads"], m["dot_gflop_per_s"][dtype]) for m in limits]
     return rows
 
 

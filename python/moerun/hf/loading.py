@@ -208,7 +208,9 @@ def _attach(
     from moerun.hf.norm import attach_norms
     from moerun.hf.router import attach_routers
 
-    attach_layers(model, _add_layers(engine, checkpoint, experts))
+    x_dtype = next(ours for ours, theirs in _DTYPES.items() if theirs == _torch_name(model.dtype))
+    attach_layers(model, _add_layers(engine, checkpoint, experts, x_dtype))
+    engine.start()
     if engine.gpu is None:
         model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
     if model.device.type == "cpu":
@@ -237,12 +239,16 @@ def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
     return config
 
 
-def _add_layers(engine: Engine, checkpoint: Checkpoint, experts: str | None) -> dict[int, Layer]:
+def _add_layers(
+    engine: Engine, checkpoint: Checkpoint, experts: str | None, x_dtype: str
+) -> dict[int, Layer]:
     """All layers with experts, by number."""
     numbers = checkpoint.moe_layers
     if experts is None:
-        return {number: engine.add_layer_from(checkpoint, number) for number in numbers}
+        return {number: engine.add_layer_from(checkpoint, number, x_dtype=x_dtype) for number in numbers}
     from moerun.quant import ExpertsBar
 
     with ExpertsBar(sum(checkpoint.spec(number).num_experts for number in numbers), experts) as bar:
-        return {number: engine.add_layer_from(checkpoint, number, experts, bar) for number in numbers}
+        return {
+            number: engine.add_layer_from(checkpoint, number, experts, bar, x_dtype) for number in numbers
+        }
