@@ -14,17 +14,21 @@ if TYPE_CHECKING:
     from moerun.engine import Engine
 
 
-class _EngineNorm(torch.nn.Module):
+class EngineNorm(torch.nn.Module):
     moerun_norm: Held[RmsNorm]
     moerun_weight: tuple[int, int]  # address and version of what was copied
 
     weight: torch.nn.Parameter
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
-        if may_skip_torch(hidden_states) and (weight.data_ptr(), weight._version) == self.moerun_weight:
+        if may_skip_torch(hidden_states) and self.unchanged():
             return self.moerun_norm.value.forward(hidden_states)
         return super().forward(hidden_states)
+
+    def unchanged(self) -> bool:
+        """Whether the weight is the one that was copied."""
+        weight = self.weight
+        return (weight.data_ptr(), weight._version) == self.moerun_weight
 
 
 def attach_norms(model: torch.nn.Module, engine: Engine) -> int:
@@ -40,6 +44,6 @@ def attach_norms(model: torch.nn.Module, engine: Engine) -> int:
         norm = RmsNorm(engine, weight.detach(), module.variance_epsilon)
         module.moerun_norm = Held(norm, 0)
         module.moerun_weight = (weight.data_ptr(), weight._version)
-        mix_in(_EngineNorm, module)
+        mix_in(EngineNorm, module)
         count += 1
     return count

@@ -43,16 +43,20 @@ _OPTIONS: dict[str, tuple[Callable[[Any], dict[str, Any]], bool]] = {
 }
 
 
-class _EngineRouter(torch.nn.Module):
+class EngineRouter(torch.nn.Module):
     moerun_router: Held[Router]
     moerun_versions: tuple[int, ...]
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         router = self.moerun_router.value
-        if may_skip_torch(hidden_states) and _versions(self) == self.moerun_versions:
+        if may_skip_torch(hidden_states) and self.unchanged():
             rows = hidden_states.reshape(-1, hidden_states.shape[-1])
             return tuple(router.forward(rows, float32_logits=self.moerun_router.handle == 1))
         return super().forward(hidden_states)
+
+    def unchanged(self) -> bool:
+        """Whether parameters and buffers are those that the engine reads."""
+        return _versions(self) == self.moerun_versions
 
 
 def _versions(module: torch.nn.Module) -> tuple[int, ...]:
@@ -77,6 +81,6 @@ def attach_routers(model: torch.nn.Module, engine: Engine) -> int:
         router = Router(engine, module.weight.detach(), module.top_k, **options(module))
         module.moerun_router = Held(router, int(in_float32))
         module.moerun_versions = _versions(module)
-        mix_in(_EngineRouter, module)
+        mix_in(EngineRouter, module)
         count += 1
     return count
