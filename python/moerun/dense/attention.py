@@ -126,8 +126,9 @@ class Attention:
         x
             ``[sequences, tokens, H]`` in host memory.
         cos, sin
-            float32 ``[sequences * tokens, rotated]``, contiguous: elements i and i + rotated / 2 of a head are a pair
-            that is turned (arXiv 2104.09864, as transformers lays it out); the rest of the head is not.
+            float32 ``[sequences * tokens, rotated]``, contiguous: elements i and i + rotated / 2 of a head
+            are a pair that is turned (arXiv 2104.09864, as transformers lays it out); the rest of the head
+            is not.
         keys, values
             ``[sequences, kv_heads, room, head_dim]`` of one float type, with heads of at least
             ``past + tokens`` contiguous rows.
