@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from moerun.dense import Attention, HeadNorm
 from moerun.hf.dense import linear_of, may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
+from moerun.hf.norm import norm_of
 
 if TYPE_CHECKING:
     from moerun.engine import Engine
@@ -67,7 +68,7 @@ class EngineAttention(torch.nn.Module):
             return None
         if not _usable(mask, x) or others.get("output_attentions"):
             return None
-        if self.training or not isinstance(cache, DynamicCache) or len(cache.layers) <= self.layer_idx:
+        if self.training or type(cache) is not DynamicCache or len(cache.layers) <= self.layer_idx:
             return None
         layer: Any = cache.layers[self.layer_idx]
         if not _is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
@@ -77,8 +78,7 @@ class EngineAttention(torch.nn.Module):
             if linear_of(modules[name]) is not linear:
                 return None
         for name in _NORMS:
-            norm = modules.get(name)
-            if norm is not None and (norm._forward_hooks or norm._forward_pre_hooks):
+            if name in modules and norm_of(modules[name]) is None:
                 return None
         return layer
 
@@ -163,7 +163,7 @@ def _is_front(part: torch.Tensor, room: torch.Tensor) -> bool:
 def attach_attention_steps(model: torch.nn.Module, engine: Engine) -> int:
     """Lets the engine take decode steps of attention modules that it knows; returns how many.
 
-    Their projections must have been given to the engine before (attach_linears).
+    Their projections and norms must have been given to the engine before (attach_linears, attach_norms).
     """
     count = 0
     for module in modules_of(model):

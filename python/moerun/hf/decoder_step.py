@@ -15,7 +15,7 @@ from moerun.dense import DecoderLayer
 from moerun.hf.attention_step import EngineAttention, make_room, rotation_rows
 from moerun.hf.dense import mix_in, modules_of
 from moerun.hf.held import Held
-from moerun.hf.norm import EngineNorm
+from moerun.hf.norm import norm_of
 from moerun.hf.router import EngineRouter
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ def _watched(modules: Any) -> bool:
     """Whether a part of a layer has hooks, or other weights than the engine's copies."""
     block = modules["mlp"]
     gate, experts = block._modules["gate"], block._modules["experts"]
-    first, second = modules["input_layernorm"], modules["post_attention_layernorm"]
-    for module in (modules["self_attn"], block, gate, experts, first, second):
+    for module in (modules["self_attn"], block, gate, experts):
         if module._forward_hooks or module._forward_pre_hooks:
             return True
-    return not (gate.unchanged() and first.unchanged() and second.unchanged())
+    norms = modules["input_layernorm"], modules["post_attention_layernorm"]
+    return None in map(norm_of, norms) or not gate.is_unchanged()
 
 
 def attach_decoder_steps(model: torch.nn.Module, engine: Engine) -> int:
@@ -82,7 +82,7 @@ def attach_decoder_steps(model: torch.nn.Module, engine: Engine) -> int:
         attention, gate, experts = module.self_attn, module.mlp.gate, module.mlp.experts
         norms = module.input_layernorm, module.post_attention_layernorm
         taken = isinstance(attention, EngineAttention) and isinstance(gate, EngineRouter)
-        if not taken or not all(isinstance(norm, EngineNorm) for norm in norms):
+        if not taken or None in map(norm_of, norms):
             continue
         decoder = DecoderLayer(
             norms[0].moerun_norm.value,
