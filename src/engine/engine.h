@@ -13,6 +13,7 @@
 #include "cpu/moe_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
+#include "src/expert_store/node_placement.h"
 #include "src/scheduler/hybrid_forward.h"
 #include "src/scheduler/scheduler.h"
 #include "src/trace/trace.h"
@@ -30,6 +31,8 @@ struct EngineStats {
   std::string isa;
   int64_t workspace_bytes = 0;
   double linear_seconds = 0;  // spent in dense linear layers
+  int numa_nodes = 1;         // that the threads run on
+  Placement placement;        // of experts, where there are several nodes
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
@@ -90,6 +93,7 @@ class Engine {
   cpu::MoeForward forward_;
   cpu::LinearForward linear_;
   double linear_seconds_ = 0;
+  Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;

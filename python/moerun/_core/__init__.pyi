@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -611,7 +611,7 @@ def choose_isa(isa: str='') -> str:
 
 def cpu_info() -> dict:
     """
-    Processor, usable cores, caches (bytes) and instruction sets.
+    Processor, usable cores, memory nodes, caches (bytes) and instruction sets.
     """
 
 def measure_limits(threads: typing.SupportsInt | typing.SupportsIndex, buffer_bytes: typing.SupportsInt | typing.SupportsIndex, isa: str='', seconds: typing.SupportsFloat | typing.SupportsIndex=1.0, repeats: typing.SupportsInt | typing.SupportsIndex=9) -> dict:
@@ -632,6 +632,11 @@ def probe_gpu() -> dict:
 def quantise(layout: BlobLayout, dtype: DType, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, blobs: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='') -> None:
     """
     Writes experts into the blobs at these addresses. threads 0: all usable cores.
+    """
+
+def read_nodes(folder: str, usable: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list:
+    """
+    Memory nodes with their usable processors, from a folder laid out as /sys/devices/system/node.
     """
 
 def set_openmp_hint(path: str) -> None:
