@@ -28,13 +28,18 @@ def driver() -> Path:
 
 
 @pytest.fixture
-def gpu(driver: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
+def gpu(
+    driver: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FakeDriver]:
     """The stand-in CUDA driver (tests/fakecuda) in this process: no GPU, no Triton, every mistake is counted.
 
     Afterwards nothing may be left on it, and nothing have been violated.
     """
     monkeypatch.setenv("MOERUN_LIBCUDA", str(driver))
     monkeypatch.setenv("MOERUN_KERNELS", "described")
+    monkeypatch.setenv("MOERUN_CALIBRATE", "off")  # seconds, and times of a stand-in say nothing
+    if "MOERUN_CACHE" not in os.environ:  # how experts were used is kept there
+        monkeypatch.setenv("MOERUN_CACHE", str(tmp_path_factory.mktemp("cache")))
     fake = FakeDriver(driver)
     fake.reset()
     yield fake

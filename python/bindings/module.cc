@@ -25,11 +25,11 @@ PYBIND11_MODULE(_core, m) {
       PyErr_SetString(py::module_::import("moerun.errors").attr("GpuError").ptr(), e.what());
     }
   });
-  moerun::bind_quant(m);  // first: others take a WeightFormat
+  moerun::bind_quant(m);   // first: others take a WeightFormat
+  moerun::bind_policy(m);  // before the engine, which takes a cost model
   moerun::bind_gpu(m);
   moerun::bind_engine(m);
   moerun::bind_expert_store(m);
   moerun::bind_doctor(m);
-  moerun::bind_policy(m);
   moerun::bind_cache_table(m);  // after the policies: takes their values
 }

@@ -253,6 +253,9 @@ void bind_cache(py::module_& m) {
                          scores ? scores_of(*scores, self.values().size()) : std::span<const float>());
           },
           py::arg("loads"), py::arg("scores") = std::nullopt)
+      .def(
+          "start", [](policy::CacheValues& self, const std::vector<double>& shares) { self.start(shares); },
+          py::arg("shares"))
       .def_property_readonly("values",
                              [](const policy::CacheValues& self) { return array_of(self.values()); })
       .def(

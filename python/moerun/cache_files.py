@@ -2,16 +2,20 @@
 
 A file is written under a temporary name and renamed when it is whole, so whatever is found under its own name
 was finished; two processes that write the same one write the same, and the last rename counts. What a file
-holds, and how damage is found, is the matter of each cache (quant/cache.py, kernels/cache.py).
+holds, and how damage is found, is the matter of each cache (quant/cache.py, kernels/cache.py); small files
+are a line of JSON and its checksum (save_json).
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +52,32 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def load_json(path: Path, otherwise: str) -> Any | None:
+    """What save_json wrote, or None if it is not there or damaged; a warning says what is done then."""
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        logger.warning("%s: cannot be read, %s: %s", path, otherwise, str(error))
+        return None
+    line, _, checksum = content.rstrip(b"\n").partition(b"\n")
+    if _sum(line) != checksum:
+        logger.warning("%s: damaged, %s", path, otherwise)
+        return None
+    return json.loads(line)
+
+
+def save_json(path: Path, value: Any) -> None:
+    """Writes a line of JSON and the SHA-256 of it. Raises OSError."""
+    line = json.dumps(value).encode()
+    write_whole(path, line + b"\n" + _sum(line) + b"\n")
+
+
+def _sum(line: bytes) -> bytes:
+    return hashlib.sha256(line).hexdigest().encode()
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from moerun import _core, tensors
+from moerun import _core, policy, tensors
 from moerun.batch import Call
+from moerun.dense import Linear
 from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
 from moerun.gpu_kernels import EngineKernels, check_available
 from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
-from moerun.linear import Linear
 from moerun.memory_size import parse_memory_size
+from moerun.usage_record import UsageRecords
 
 if TYPE_CHECKING:
+    from moerun.calibration import Calibrator
     from moerun.checkpoint import Checkpoint
 
 
@@ -55,6 +57,11 @@ def _make_core(config: EngineConfig) -> _core.Engine:
             raise
         _log.info("running on the CPU: %s", error)
         return _core.Engine(threads, isa)
+
+
+def _x_dtype(weight_format: str, given: str | None) -> str:
+    """The type of activations to compile for."""
+    return given or (weight_format if weight_format in DTYPES else "bf16")
 
 
 class Engine:
@@ -90,10 +97,22 @@ class Engine:
         self._core = _make_core(self.config)
         self._gpu = self._core.gpu_name
         self._kernels = None if self._gpu is None else EngineKernels(self._core)
+        self._calibrator = None if self._gpu is None else self._make_calibrator()
+        self._usage = UsageRecords(self) if self._gpu is not None and self.config.warm_start else None
         self._layers: list[Layer] = []
         self._warned_of_pinning = False
 
-    def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory | ExpertBlobs) -> Layer:
+    def _make_calibrator(self) -> Calibrator:
+        from moerun.calibration import Calibrator
+
+        return Calibrator(self.config.calibration)
+
+    def add_layer(
+        self,
+        spec: LayerSpec,
+        tensors: dict[str, Any] | ExpertMemory | ExpertBlobs,
+        x_dtype: str | None = None,
+    ) -> Layer:
         """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
 
         With ``spec.quant``, weights in another format are quantised first, on the engine's number of threads,
@@ -108,12 +127,18 @@ class Engine:
             DLPack), gate rows first, and with ``spec.bias`` also ``"gate_up_bias" [E, 2I]`` and
             ``"down_bias" [E, H]``; or ExpertMemory or ExpertBlobs, as Checkpoint.experts gives. Transposed
             views are used as they are; other strides and tensors on a device are copied once.
+        x_dtype
+            Type of the activations to come, "fp32", "fp16" or "bf16": an engine with a GPU compiles its
+            kernels for it now, before any expert is copied. None means that of the weights, or bf16 for
+            quantised ones. Other types are compiled for when they come first.
 
         Raises
         ------
         ValueError, TypeError
             A tensor that is missing, not expected, or of another shape or type than the spec says; a weight
             that ``spec.quant`` cannot hold.
+        moerun.errors.KernelError
+            The GPU's kernels cannot be compiled.
         """
         if not isinstance(spec, LayerSpec):
             raise TypeError(f"spec must be a LayerSpec, got {type(spec).__name__}")
@@ -123,14 +148,20 @@ class Engine:
             )
         memory = memory_of(spec, tensors) if isinstance(tensors, Mapping) else tensors
         check_memory(spec, memory)
+        stored = memory.format if isinstance(memory, ExpertBlobs) else memory.dtype
+        self._prepare_kernels(spec, spec.quant or stored, x_dtype)
         if isinstance(memory, ExpertMemory) and spec.quant not in (None, memory.dtype):
             from moerun.quant import quantise_layer
 
             memory = quantise_layer(spec, memory, spec.quant, self.config.cpu_threads, self.config.isa)
         weight_format = memory.format if isinstance(memory, ExpertBlobs) else memory.dtype
         layer = Layer(self, spec, self._add(spec, memory), weight_format)
+        if self._kernels is not None:
+            self._kernels.ensure(layer._core, spec, weight_format, _x_dtype(weight_format, x_dtype))
         self._layers.append(layer)
         self._check_pinning()
+        if self._calibrator is not None:
+            self._calibrator.ensure(layer)
         return layer
 
     def add_layer_from(
@@ -139,6 +170,7 @@ class Engine:
         layer_index: int,
         quant: str | None = None,
         on_progress: Callable[[int], object] | None = None,
+        x_dtype: str | None = None,
     ) -> Layer:
         """Adds the experts of one layer of a checkpoint, read where the file is mapped.
 
@@ -152,6 +184,8 @@ class Engine:
         on_progress
             Called with the number of experts that have become ready since the last call, where there is
             something to quantise.
+        x_dtype
+            As for add_layer.
 
         Raises
         ------
@@ -159,9 +193,21 @@ class Engine:
             The layer has no experts (the message names those that have some), the format is unknown, cannot
             hold a weight, or the checkpoint is already quantised in another one.
         """
+        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress)
+        if self._usage is not None:
+            self._usage.add(checkpoint, layer_index, layer)
+        return layer
+
+    def _add_layer_from(
+        self,
+        checkpoint: Checkpoint,
+        layer_index: int,
+        quant: str | None,
+        on_progress: Callable[[int], object] | None,
+    ) -> Layer:
         spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
         if quant in (None, checkpoint.expert_dtype):
-            return self.add_layer(spec, checkpoint.experts(layer_index))
+            return self.add_layer(spec, checkpoint.experts(layer_index), x_dtype)
         if checkpoint.expert_dtype not in DTYPES:
             raise ValueError(
                 f"the experts of {checkpoint.path} are stored as {checkpoint.expert_dtype} and cannot become "
@@ -169,8 +215,23 @@ class Engine:
             )
         from moerun.quant import load_quantised
 
+        self._prepare_kernels(spec, quant, x_dtype)  # quantising takes a while
         threads, isa = self.config.cpu_threads, self.config.isa
-        return self.add_layer(spec, load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress))
+        blobs = load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress)
+        return self.add_layer(spec, blobs, x_dtype)
+
+    def _prepare_kernels(self, spec: LayerSpec, weight_format: str, x_dtype: str | None) -> None:
+        if x_dtype is not None and x_dtype not in DTYPES:
+            raise ValueError(f"x_dtype {x_dtype!r} is unknown; known: {', '.join(DTYPES)}")
+        if self._kernels is not None:
+            self._kernels.prepare(spec, weight_format, _x_dtype(weight_format, x_dtype))
+
+    def start(self) -> None:
+        """Says that all layers are there: the GPU's cache begins to fill with the experts that earlier runs
+        used most (EngineConfig.warm_start). Without this the first batch says so. Needless without a GPU.
+        """
+        if self._gpu is not None:
+            self._core.start()
 
     def _check_pinning(self) -> None:
         """Says once, or raises if store="pinned", that experts lie in memory that is not page-locked."""
@@ -182,12 +243,14 @@ class Engine:
         self._warned_of_pinning = True
         _log.warning("copies to the GPU go through staging buffers, which is slower: %s", why)
 
-    def add_linear(self, weight: Any, bias: Any = None) -> Linear:
+    def add_linear(self, weight: Any, bias: Any = None, quant: str | None = None) -> Linear:
         """A dense linear layer ``[outputs, inputs]`` that runs on this engine's threads, with its kernels.
 
-        For the parts of a model around the experts. Raises ValueError if shapes or types do not fit.
+        For the parts of a model around the experts; moerun.dense has attention, routers and norms too. With
+        ``quant``, one of WEIGHT_FORMATS, the weight is quantised now, and the given memory not needed any
+        more. Raises ValueError if shapes or types do not fit, or the format cannot hold a weight.
         """
-        return Linear(self, weight, bias)
+        return Linear(self, weight, bias, quant)
 
     def _add(self, spec: LayerSpec, memory: ExpertMemory | ExpertBlobs) -> _core.Layer:
         common = {
@@ -238,11 +301,13 @@ class Engine:
         With a GPU also ``gpu``: ``slots`` and those ``resident``; ``hits`` and ``misses`` (active experts
         that were cached when their layer ran, or not), ``evictions``; ``copies`` that were demanded and
         ``copied_bytes``; ``prefetches`` begun, ``prefetches_completed``, ``_promoted`` (demanded before they
-        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``;
-        ``h2d_bytes_per_second`` of demanded copies as the device timed them; of ``gpu_steps`` (batches of a
-        layer with a share on the GPU, of ``steps``) the makespans ``planned_seconds`` and
-        ``observed_seconds``, and how long ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds`` each was
-        busy.
+        were over), ``_cancelled``, ``_used``, ``_wasted`` (evicted unused) and ``prefetched_bytes``; among
+        them ``warm_copies`` of experts that earlier runs used; ``h2d_bytes_per_second`` of demanded copies
+        as the device timed them. Of ``steps`` (batches of a
+        layer; ``gpu_steps`` had a share on the GPU): the sums of their makespans, from the begin until the
+        last expert is done, ``planned_seconds`` and ``observed_seconds``, and how long of the latter CPU,
+        GPU and bus each was busy, ``cpu_seconds``, ``gpu_seconds`` and ``copy_seconds``, and idle,
+        ``cpu_idle_seconds``, ``gpu_idle_seconds`` and ``copy_idle_seconds``.
         """
         return self._core.stats()
 
@@ -257,6 +322,8 @@ class Engine:
     def close(self) -> None:
         """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError."""
         self._core.close()
+        if self._usage is not None:
+            self._usage.save()
 
     def __enter__(self) -> Engine:
         return self
@@ -366,6 +433,11 @@ class Layer:
         best = np.full(self.spec.num_experts, ids.shape[1], np.int32)
         np.minimum.at(best, ids[known], ranks[known])
         self.engine._core.hint(self._core, loads.tolist(), best.tolist())
+
+    @property
+    def cost(self) -> policy.CostModel | None:
+        """What the planner thinks that an expert of this layer costs; None in an engine without a GPU."""
+        return None if self.engine.gpu is None else self.engine._core.cost(self._core)
 
     def pinned(self, ids: Any) -> AbstractContextManager[None]:
         """Keeps experts, any array of ids, from leaving the GPU's cache until the ``with`` block ends.

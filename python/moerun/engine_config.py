@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ MOST_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda")
 PREFETCHES = ("impact", "none")
 STORES = ("auto", "pinned", "staged")
+CALIBRATIONS = ("once", "cached", "off")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class EngineConfig:
         Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
         refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned,
         else staged).
+    warm_start
+        Whether the GPU's cache begins with the experts that earlier runs of the same checkpoint used most.
+        How often each was used is kept in $MOERUN_CACHE.
+    calibrate
+        What the planner knows of an expert's costs at first. "once": what was timed on this machine, kept in
+        $MOERUN_CACHE, and timed when a layer is added if it is not there, which takes seconds; "cached": only
+        what is there; "off": a guess. Costs are learned from what is observed in any case. None means the
+        environment variable MOERUN_CALIBRATE, or "once". Engines without a GPU have nothing to plan.
     cpu_threads
         Threads that compute, the calling one included; None means all cores that this process may use.
     isa
@@ -57,6 +67,8 @@ class EngineConfig:
     cache: str = "mrs"
     prefetch: str = "impact"
     store: str = "auto"
+    warm_start: bool = True
+    calibrate: str | None = None
     cpu_threads: int | None = None
     isa: str | None = None
 
@@ -68,9 +80,13 @@ class EngineConfig:
             "prefetch": PREFETCHES,
             "store": STORES,
         }
+        if self.calibrate is not None:
+            known["calibrate"] = CALIBRATIONS
         for option, names in known.items():
             if getattr(self, option) not in names:
                 raise ValueError(f"{option} {getattr(self, option)!r} is unknown; known: {', '.join(names)}")
+        if not isinstance(self.warm_start, bool):
+            raise ValueError(f"warm_start must be True or False, got {self.warm_start!r}")
         parse_memory_size(self.gpu_cache, "gpu_cache")
         threads = self.cpu_threads
         if threads is not None and (
@@ -81,3 +97,17 @@ class EngineConfig:
             raise ValueError(f"cpu_threads is {threads}, but an engine has at most {MOST_THREADS}")
         if self.isa is not None and not isinstance(self.isa, str):
             raise ValueError(f"isa must be a string or None, got {self.isa!r}")
+
+    @property
+    def calibration(self) -> str:
+        """One of CALIBRATIONS: `calibrate`, or what the environment says.
+
+        Raises
+        ------
+        ValueError
+            MOERUN_CALIBRATE names none of them.
+        """
+        chosen = self.calibrate or os.environ.get("MOERUN_CALIBRATE") or "once"
+        if chosen not in CALIBRATIONS:
+            raise ValueError(f"MOERUN_CALIBRATE is {chosen!r}; known: {', '.join(CALIBRATIONS)}")
+        return chosen

@@ -9,6 +9,7 @@
 namespace moerun {
 namespace {
 
+constexpr int kNoLayer = -1;  // in the timeline: not of a layer of experts
 constexpr const char* kPhaseNames[cpu::kPhases] = {"convert", "gate_up", "down"};
 
 // Books what a batch did into its layer's statistics and the timeline.
@@ -54,9 +55,11 @@ int threads_of(const EngineOptions& options) {
 
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
-      isa_(cpu::choose_kernels(options.isa).isa),
-      forward_(cpu::choose_kernels(isa_), cpu::NodeSplit(cpu::topology(), threads_of(options))),
-      linear_(cpu::choose_kernels(isa_), threads_of(options)),
+      kernels_(cpu::choose_kernels(options.isa)),
+      forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
+      linear_(kernels_, threads_of(options)),
+      attention_(kernels_, threads_of(options)),
+      router_(kernels_, threads_of(options)),
       gpu_options_(options.gpu) {
   if (!gpu_options_) {
     scheduler_ = std::make_unique<Scheduler>();
@@ -68,8 +71,7 @@ Engine::Engine(const EngineOptions& options)
                              .cache = gpu.cache,
                              .prefetch = gpu.prefetch,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
-  hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), cpu::choose_kernels(isa_), forward_,
-                                            trace_);
+  hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
   scheduler_ = std::make_unique<Scheduler>([this] {
     const std::lock_guard lock(mutex_);
     return hybrid_->pump();
@@ -98,8 +100,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
       hybrid().check_budget(shape.num_experts, shape.top_k, layout.bytes);
       context = hybrid().context();
     }
-    blobs =
-        store_experts(context, shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_), forward_.team());
+    blobs = store_experts(context, shape, experts, gpu_options_->pin, kernels_, forward_.team());
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
@@ -113,7 +114,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
-    hybrid().add_layer({layer->view(), blobs, shape.top_k});
+    hybrid().add_layer({layer->view(), blobs, shape.top_k, shape.bias});
     if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
   }
   layers_.push_back(layer);
@@ -163,17 +164,91 @@ void Engine::run_on_scheduler(Work&& work) {
 }
 
 // With a GPU, everything runs on the scheduler's thread, which the device's context belongs to.
-void Engine::forward(Layer& layer, const cpu::Batch& batch) {
-  if (gpu_options_) return run_on_scheduler([&] { compute(layer, batch); });
-  run_here([&] { compute(layer, batch); });
+template <class Work>
+void Engine::run_where_batches_run(Work&& work) {
+  if (gpu_options_) return run_on_scheduler(work);
+  run_here(work);
 }
 
-void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch) {
+void Engine::forward(Layer& layer, const cpu::Batch& batch) {
+  run_where_batches_run([&] { compute(layer, batch); });
+}
+
+std::vector<policy::ComputePoint> Engine::time_cpu(const Layer& layer, DType x_type) {
+  const TimedLayer timed{layer.view(), layer.shape().top_k, layer.expert_bytes(), x_type};
+  std::vector<policy::ComputePoint> points;
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    points = moerun::time_cpu(timed, kernels_, forward_);
+  });
+  return points;
+}
+
+std::vector<policy::ComputePoint> Engine::time_gpu(const Layer& layer, DType x_type) {
+  std::vector<policy::ComputePoint> points;
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    points = hybrid().time_gpu(layer.index(), x_type);
+  });
+  return points;
+}
+
+std::vector<policy::CopyPoint> Engine::time_copies(const Layer& layer) {
+  std::vector<policy::CopyPoint> points;
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    points = hybrid().time_copies(layer.index());
+  });
+  return points;
+}
+
+void Engine::set_cost(const Layer& layer, const policy::CostModel& cost) {
+  const std::lock_guard lock(mutex_);
+  hybrid().set_cost(layer.index(), cost);
+}
+
+policy::CostModel Engine::cost(const Layer& layer) const {
+  const std::lock_guard lock(mutex_);
+  return hybrid().cost(layer.index());
+}
+
+template <class Work>
+void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   run_here([&] {
     const std::lock_guard lock(mutex_);
     const auto begin = cpu::Clock::now();
-    linear_.run(layer, batch);
-    linear_seconds_ += std::chrono::duration<double>(cpu::Clock::now() - begin).count();
+    work();
+    const auto end = cpu::Clock::now();
+    dense_seconds_ += std::chrono::duration<double>(end - begin).count();
+    trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+  });
+}
+
+void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch) {
+  run_dense("linear", batch.tokens, [&] { linear_.run(layer, batch); });
+}
+
+void Engine::attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch) {
+  run_dense("attention", batch.sequences * batch.tokens, [&] { attention_.run(layer, batch); });
+}
+
+void Engine::route(const cpu::RouterView& layer, const cpu::RouterBatch& batch) {
+  run_dense("router", batch.tokens, [&] { router_.run(layer, batch); });
+}
+
+void Engine::rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch) {
+  run_dense("norm", batch.rows, [&] { cpu::rms_norm(kernels_, forward_.team(), norm, batch); });
+}
+
+void Engine::warm_start(const Layer& layer, std::span<const double> shares) {
+  const std::lock_guard lock(mutex_);
+  hybrid().warm_start(layer.index(), shares);
+}
+
+void Engine::start() {
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    hybrid().start();
   });
 }
 
@@ -214,9 +289,10 @@ EngineStats Engine::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats s;
   s.cpu_threads = forward_.team().size();
-  s.isa = isa_;
-  s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes();
-  s.linear_seconds = linear_seconds_;
+  s.isa = kernels_.isa;
+  s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
+                      router_.workspace_bytes();
+  s.dense_seconds = dense_seconds_;
   s.numa_nodes = forward_.split().nodes();
   s.placement = placement_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);

@@ -9,8 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "cpu/attention_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
+#include "cpu/norm_forward.h"
+#include "cpu/router_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
 #include "src/expert_store/node_placement.h"
@@ -30,7 +33,7 @@ struct EngineStats {
   int cpu_threads = 0;
   std::string isa;
   int64_t workspace_bytes = 0;
-  double linear_seconds = 0;  // spent in dense linear layers
+  double dense_seconds = 0;  // spent in what stands around the experts
   int numa_nodes = 1;         // that the threads run on
   Placement placement;        // of experts, where there are several nodes
   std::vector<LayerStats> layers;
@@ -55,6 +58,18 @@ class Engine {
   // Why the experts of some layer could not be page-locked; empty if all are.
   std::string why_not_pinned() const;
 
+  // Calibration: times the layer's experts (src/scheduler/timing.h) on the threads that run batches. Without
+  // a GPU the last three throw InvalidState; time_gpu needs the layer's kernels for x of x_type.
+  std::vector<policy::ComputePoint> time_cpu(const Layer& layer, DType x_type);
+  std::vector<policy::ComputePoint> time_gpu(const Layer& layer, DType x_type);
+  std::vector<policy::CopyPoint> time_copies(const Layer& layer);
+  void set_cost(const Layer& layer, const policy::CostModel& cost);
+  policy::CostModel cost(const Layer& layer) const;
+
+  // Warm start (HybridForward::warm_start, ::start). Throw InvalidState without a GPU.
+  void warm_start(const Layer& layer, std::span<const double> shares);
+  void start();
+
   // Computes the batch before it returns. Throws InvalidState if the engine is closed or came through a fork.
   void forward(Layer& layer, const cpu::Batch& batch);
 
@@ -65,8 +80,12 @@ class Engine {
   // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
   void hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks);
 
-  // A dense linear layer on the engine's threads; computes before it returns. Throws as forward does.
+  // What stands around the experts, on the engine's threads; computes before it returns. Throws as forward
+  // does.
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
+  void attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch);
+  void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
+  void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
@@ -84,15 +103,21 @@ class Engine {
   void run_here(Work&& work);
   template <class Work>
   void run_on_scheduler(Work&& work);
+  template <class Work>
+  void run_dense(const char* name, int64_t tokens, Work&& work);
+  template <class Work>
+  void run_where_batches_run(Work&& work);
   HybridForward& hybrid() const;  // while mutex_ is held
 
   const int fork_generation_;
-  const std::string isa_;
+  const cpu::KernelTable& kernels_;
   std::atomic<bool> closed_{false};
   mutable std::mutex mutex_;  // guards all below but the scheduler and the trace, which guard themselves
   cpu::MoeForward forward_;
   cpu::LinearForward linear_;
-  double linear_seconds_ = 0;
+  cpu::AttentionForward attention_;
+  cpu::RouterForward router_;
+  double dense_seconds_ = 0;
   Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;

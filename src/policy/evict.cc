@@ -77,6 +77,16 @@ void CacheValues::observe(std::span<const int32_t> loads, std::span<const float>
   }
 }
 
+void CacheValues::start(std::span<const double> shares) {
+  check_size(shares.size(), "shares");
+  if (options_.policy == CachePolicy::recent)
+    for (size_t e = 0; e < shares.size(); ++e) values_[e] = std::min(1.0, shares[e] * options_.top_k);
+  if (options_.policy == CachePolicy::mrs) {
+    mrs_.start(shares);
+    std::copy(shares.begin(), shares.end(), values_.begin());
+  }
+}
+
 int32_t CacheValues::victim(std::span<const uint8_t> resident, std::span<const uint8_t> pinned) const {
   check_size(resident.size(), "resident");
   check_size(pinned.size(), "pinned");

@@ -45,6 +45,11 @@ class CacheValues {
   // reads them, and without any it counts an expert's share of the tokens as its score.
   void observe(std::span<const int32_t> loads, std::span<const float> scores);
 
+  // Before the first step, from an earlier run: shares [E] of the tokens' choices that fell on each expert.
+  // Only recent and mrs take it; they forget it within some tens of steps. The others would hold on to what
+  // may be stale.
+  void start(std::span<const double> shares);
+
   std::span<const double> values() const { return values_; }       // [E]
   std::span<const int64_t> last_use() const { return last_use_; }  // [E] step, 0 = never; for ties
 

@@ -48,4 +48,11 @@ void MrsScore::update(std::span<const float> scores) {
   for (int32_t i = 0; i < score_top_p_; ++i) values_[order_[i]] += alpha_ * mean_[order_[i]];
 }
 
+void MrsScore::start(std::span<const double> scores) {
+  if (scores.size() != values_.size())
+    throw InvalidArgument("MrsScore.start: " + std::to_string(scores.size()) + " scores for " +
+                          std::to_string(num_experts_) + " experts; pass one per expert");
+  std::copy(scores.begin(), scores.end(), values_.begin());
+}
+
 }  // namespace moerun::policy

@@ -23,6 +23,9 @@ class MrsScore {
   // num_experts. No tokens: nothing changes.
   void update(std::span<const float> scores);
 
+  // S as if these, [num_experts], had been the scores for long. Throws InvalidArgument on another size.
+  void start(std::span<const double> scores);
+
   std::span<const double> values() const { return values_; }  // [num_experts]
 
  private:

@@ -92,11 +92,22 @@ bool GpuCache::prefetch(int32_t layer, int32_t expert, int32_t victim, const Fen
     if (victim < 0 || table_.state(victim) != SlotState::resident || dma_.busy(victim)) return false;
     evict(victim);
   }
+  prefetched_[begin_copy(layer, expert, fences, blob, pinned)] = 1;
+  return true;
+}
+
+bool GpuCache::fill(int32_t layer, int32_t expert, const Fences& fences, const std::byte* blob, bool pinned) {
+  if (table_.slot_of(layer, expert) >= 0 || table_.count(SlotState::free) == 0) return false;
+  begin_copy(layer, expert, fences, blob, pinned);
+  return true;
+}
+
+int32_t GpuCache::begin_copy(int32_t layer, int32_t expert, const Fences& fences, const std::byte* blob,
+                             bool pinned) {
   const int32_t slot = table_.reserve(layer, expert);
-  prefetched_[slot] = 1;
   fences.make_wait(dma_.stream(), last_read_[slot]);
   dma_.prefetch(copy_of(slot, blob, pinned));
-  return true;
+  return slot;
 }
 
 void GpuCache::cancel(int32_t slot) {

@@ -8,7 +8,6 @@
 
 #include "src/cache_table/cache_table.h"
 #include "src/dma_queue/dma_queue.h"
-#include "src/policy/cost_model.h"
 #include "src/policy/evict.h"
 #include "src/scheduler/fences.h"
 
@@ -49,6 +48,8 @@ class GpuCache {
   // Begins a prefetch into a free slot or that of `victim` (a slot; -1: none). Whether it did.
   bool prefetch(int32_t layer, int32_t expert, int32_t victim, const Fences& fences, const std::byte* blob,
                 bool pinned);
+  // The same for an expert that nobody has predicted, into a free slot only.
+  bool fill(int32_t layer, int32_t expert, const Fences& fences, const std::byte* blob, bool pinned);
   // Gives up a prefetch that is under way.
   void cancel(int32_t slot);
   void cancel_prefetches();  // all; waits for chunks in flight
@@ -69,10 +70,10 @@ class GpuCache {
   const DmaQueue& dma() const { return dma_; }
   policy::CacheValues& values(int32_t layer) { return values_[layer]; }
   CacheStats stats;
-  policy::CostModel cost;  // of one expert of this size
 
  private:
   void evict(int32_t slot);
+  int32_t begin_copy(int32_t layer, int32_t expert, const Fences& fences, const std::byte* blob, bool pinned);
   void take_ended();
 
   const int64_t slot_bytes_;

@@ -7,18 +7,6 @@
 namespace moerun {
 namespace {
 
-// A first guess, refreshed by what is observed. Heuristic: one modest desktop, 25 GB/s of host memory, 12
-// GB/s of PCIe, 400 GB/s of device memory; tokens become felt beyond some tens.
-policy::CostModel first_guess(int64_t bytes) {
-  const auto us = [&](double gb_per_s) { return static_cast<double>(bytes) / (gb_per_s * 1e3); };
-  return {.cpu_first_us = 10,
-          .cpu_expert_us = us(25),
-          .cpu_token_us = us(25) / 16,
-          .gpu_expert_us = 10 + us(400),
-          .gpu_token_us = us(400) / 64,
-          .copy_us = us(12)};
-}
-
 void add(CacheStats& sum, const CacheStats& s) {
   sum.hits += s.hits;
   sum.misses += s.misses;
@@ -77,7 +65,6 @@ void GpuCaches::make() {
       try {
         pool.cache =
             std::make_unique<GpuCache>(context_, pool.blob_bytes, static_cast<int32_t>(slots), pool.layers);
-        pool.cache->cost = first_guess(pool.blob_bytes);
       } catch (const GpuOutOfMemory&) {
         if (slots == 1) throw;
         slots -= (slots + 3) / 4;
@@ -86,6 +73,7 @@ void GpuCaches::make() {
     }
   }
   made_ = true;
+  ++times_made_;
 }
 
 bool GpuCaches::shrink() {

@@ -30,6 +30,8 @@ class GpuCaches {
   int64_t bytes() const { return bytes_; }
   int64_t all_expert_bytes() const;  // of all layers
   int64_t times_shrunk() const { return shrunk_; }
+  bool made() const { return made_; }
+  int64_t times_made() const { return times_made_; }
 
   template <class Visit>
   void for_each(Visit&& visit) const {
@@ -55,7 +57,7 @@ class GpuCaches {
   const cuda::ContextPtr context_;
   const policy::CachePolicy policy_;
   int64_t bytes_;
-  int64_t shrunk_ = 0;
+  int64_t shrunk_ = 0, times_made_ = 0;
   bool made_ = false;
   std::vector<Pool> pools_;
   std::vector<Member> members_;  // by layer

@@ -14,7 +14,6 @@ using cpu::Clock;
 // Rows of results of a part of a batch: more tokens are done in several parts, so that the step's memory
 // stays a small part of the device's.
 constexpr int64_t kMostRowBytes = int64_t{512} << 20;
-constexpr double kRefreshRate = 0.1;  // of the cost model: a memory of about ten steps (heuristic)
 
 std::string in_mebibytes(int64_t bytes) {
   const int64_t mib = (bytes + (1 << 20) - 1) >> 20;
@@ -54,7 +53,8 @@ HybridForward::HybridForward(const HybridOptions& options, cuda::ContextPtr cont
       caches_(context_, options.cache, options.cache_bytes),
       step_(context_),
       planner_(options.schedule),
-      prefetcher_(options.schedule) {}
+      prefetcher_(options.schedule),
+      books_(trace) {}
 
 HybridForward::~HybridForward() {
   recover(nullptr);
@@ -66,7 +66,9 @@ void HybridForward::add_layer(const HybridLayer& layer) {
   caches_.add_layer(static_cast<int32_t>(layer.view.num_experts), static_cast<int32_t>(layer.top_k),
                     layer.blobs->layout().bytes);
   prefetcher_.add_layer(static_cast<int32_t>(layer.view.num_experts));
-  layers_.push_back({layer, {}});
+  const BlobLayout& blob = layer.blobs->layout();
+  const ExpertKind kind{layer.view.hidden, layer.view.inter, layer.view.format, layer.bias};
+  layers_.push_back({layer, costs_.of(kind, blob.bytes), {}});
 }
 
 void HybridForward::check_budget(int64_t experts, int64_t top_k, int64_t blob_bytes) const {
@@ -96,6 +98,40 @@ void HybridForward::set_kernels(int layer, std::shared_ptr<const cuda::ExpertKer
 const cuda::ExpertKernels* HybridForward::kernels_for(const Layer& layer, const cpu::Batch& batch) const {
   const DType type = batch.x_type == batch.out_type ? batch.x_type : DType::f32;
   return layer.kernels[static_cast<int>(type)].get();
+}
+
+// --- calibration
+
+TimedLayer HybridForward::timed(const Layer& layer, DType x_type) const {
+  return {layer.view, layer.top_k, layer.blobs->layout().bytes, x_type};
+}
+
+std::vector<policy::ComputePoint> HybridForward::time_gpu(int layer, DType x_type) {
+  check_alive();
+  const Layer& l = layers_[layer];
+  const cuda::ExpertKernels* kernels = l.kernels[static_cast<int>(x_type)].get();
+  if (!kernels) throw InvalidState("a layer is timed on the GPU when it has kernels for this type of x");
+  context_->make_current();
+  std::vector<policy::ComputePoint> points;
+  recovering([&] {
+    points = moerun::time_gpu(timed(l, x_type), cpu_kernels_, *kernels, *l.blobs, step_, context_,
+                              options_.cache_bytes);
+  });
+  return points;
+}
+
+std::vector<policy::CopyPoint> HybridForward::time_copies(int layer) {
+  check_alive();
+  const Layer& l = layers_[layer];
+  context_->make_current();
+  std::vector<policy::CopyPoint> points;
+  recovering([&] { points = moerun::time_copies(*l.blobs, l.view.num_experts, context_); });
+  return points;
+}
+
+void HybridForward::set_cost(int layer, const policy::CostModel& cost) {
+  policy::check(cost);
+  layers_[layer].cost = cost;
 }
 
 // --- a batch
@@ -147,22 +183,26 @@ void HybridForward::observe(const Layer& layer, const cpu::Batch& batch) {
 
 void HybridForward::run_part(Part part) {
   const Layer& layer = layers_[part.layer];
-  ++stats_.steps;
   last_layer_ = part.layer;
   observe(layer, part.batch);
   const cuda::ExpertKernels* kernels = kernels_for(layer, part.batch);
   // More ids than top_k fit into no list of the kernels: rare, and right on the CPU.
   const bool fits = kernels && part.batch.routing.top_k <= layer.top_k;
   const GpuCaches::Place place = fits ? caches_.place(part.layer) : GpuCaches::Place{};
-  if (!place.cache || groups_.active() == 0) return run_on_cpu(part);
+  if (!place.cache || groups_.active() == 0) {
+    books_.add_unplanned();
+    return cpu_.run(layer.view, part.batch, part.observer);
+  }
 
   place.cache->pump();
   const std::span<const uint8_t> resident = place.cache->table().resident(place.row);
   for (const int32_t expert : groups_.experts)
     ++(resident[expert] != 0 ? place.cache->stats.hits : place.cache->stats.misses);
-  const Assignment& plan = planner_.plan(loads_, resident, layer.view.inter, place.cache->cost);
+  const Assignment& plan = planner_.plan(loads_, resident, layer.view.inter, layer.cost);
   if (plan.gpu.empty()) {
-    run_on_cpu(part);
+    const auto begin = Clock::now();
+    cpu_.run(layer.view, part.batch, part.observer);
+    books_.add(booked(part, plan), {begin, Clock::now()});
   } else {
     run_on_both(part, {.cache = *place.cache,
                        .row = place.row,
@@ -176,8 +216,15 @@ void HybridForward::run_part(Part part) {
   prefetcher_.ran(part.layer, target_of(part.layer), loads_, us_between(created_, Clock::now()));
 }
 
-void HybridForward::run_on_cpu(const Part& part) {
-  cpu_.run(layers_[part.layer].view, part.batch, part.observer);
+BookedStep HybridForward::booked(const Part& part, const Assignment& plan) {
+  const Layer& layer = layers_[part.layer];
+  return {.layer = part.layer,
+          .tokens = part.batch.routing.tokens,
+          .groups = groups_,
+          .loads = loads_,
+          .plan = plan,
+          .inter = layer.view.inter,
+          .cost = layer.cost};
 }
 
 void HybridForward::run_on_both(const Part& part, const StepInput& step) {
@@ -188,10 +235,12 @@ void HybridForward::run_on_both(const Part& part, const StepInput& step) {
   convert_rows(batch.x, batch.x_type, batch.x_stride, step_.x(), shape.x_type, shape.hidden, step.tokens,
                shape.hidden);
   step_.submit(step);
+  const DmaStats& dma = step.cache.dma().stats();
+  const int64_t prefetched_before = dma.prefetched_bytes;
   start_prefetches(part.layer, planner_.copies_end_us());
-  const auto cpu_begin = Clock::now();
+  CpuInterval cpu{Clock::now(), {}};
   if (step.plan.on_cpu) run_cpu_share(part, step);
-  const auto cpu_end = Clock::now();
+  cpu.end = Clock::now();
   step_.finish(step);
   step_.join(step, [&] {
     step.cache.pump();
@@ -199,7 +248,10 @@ void HybridForward::run_on_both(const Part& part, const StepInput& step) {
   });
   convert_rows(step_.out(), shape.x_type, shape.hidden, batch.out, batch.out_type, batch.out_stride,
                step.tokens, shape.hidden);
-  book(part, step, cpu_begin, cpu_end);
+  books_.add(booked(part, step.plan), cpu, step_, dma.prefetched_bytes - prefetched_before,
+             step.cache.slot_bytes());
+  part.observer.on_groups(groups_);
+  part.observer.on_spans({}, step.tokens);
 }
 
 void HybridForward::run_cpu_share(const Part& part, const StepInput& step) {
@@ -232,7 +284,7 @@ void HybridForward::convert_rows(const void* from, DType from_type, int64_t from
 
 Prefetcher::Target HybridForward::target_of(int layer) {
   const Layer& l = layers_[layer];
-  return {caches_.place(layer), l.blobs.get()};
+  return {caches_.place(layer), l.blobs.get(), &l.cost};
 }
 
 void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks) {
@@ -249,66 +301,35 @@ void HybridForward::start_prefetches(int layer, double busy_us) {
   prefetcher_.start(layer, busy_us, step_.fences(), [&](int l) { return target_of(l); });
   GpuCache* cache = caches_.place(layer).cache;
   if (!cache) return;
-  const double chunk_us = cache->cost.copy_us * static_cast<double>(DmaQueue::kChunkBytes) /
+  const double chunk_us = layers_[layer].cost.copy_us * static_cast<double>(DmaQueue::kChunkBytes) /
                           static_cast<double>(cache->slot_bytes());
   const double idle_us = std::max(planner_.policy_plan().makespan_us - busy_us, 0.0);
   cache->pump(DmaQueue::kChunksInFlight + static_cast<int>(idle_us / std::max(chunk_us, 1.0)));
 }
 
-// --- afterwards
+// --- between batches
 
-void HybridForward::book(const Part& part, const StepInput& step, Clock::time_point cpu_begin,
-                         Clock::time_point cpu_end) {
-  const int layer = part.layer;
-  const auto record = [&](const char* name, Lane::Kind lane, const DeviceInterval& i) {
-    const auto at = [&](double t) {
-      return step_.began() +
-             std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double, std::micro>(t));
-    };
-    trace_.record({.name = name,
-                   .lane = {lane},
-                   .layer = layer,
-                   .tokens = step.tokens,
-                   .begin = at(i.begin_us),
-                   .end = at(i.end_us)});
-  };
-  policy::CostModel& cost = step.cache.cost;
-  double gpu_us = 0, gpu_planned = 0, copy_us = 0, cpu_planned = cost.cpu_first_us;
-  for (const DeviceInterval& launch : step_.launches()) {
-    gpu_us += launch.end_us - launch.begin_us;
-    record("experts", Lane::gpu, launch);
-  }
-  int64_t whole_copies = 0;
-  double whole_us = 0;
-  for (const DeviceInterval& copy : step_.copies()) {
-    copy_us += copy.end_us - copy.begin_us;
-    record("expert copy", Lane::h2d, copy);
-    if (!copy.whole) continue;
-    ++whole_copies;
-    whole_us += copy.end_us - copy.begin_us;
-  }
-  record("result", Lane::d2h, step_.way_back());
-  const auto inter = static_cast<double>(step.kernels.shape().inter);
-  for (const int32_t expert : groups_.experts) {
-    const double share = step.plan.cpu_share[expert] / inter;
-    cpu_planned += share * cost.cpu_us(loads_[expert]);
-    gpu_planned += (1 - share) * cost.gpu_us(loads_[expert]);
-  }
-  cost = refresh(cost, policy::Resource::gpu, gpu_planned, gpu_us, kRefreshRate);
-  if (whole_copies > 0)
-    cost = refresh(cost, policy::Resource::copy, static_cast<double>(whole_copies) * cost.copy_us, whole_us,
-                   kRefreshRate);
-  if (step.plan.on_cpu) {
-    cost = refresh(cost, policy::Resource::cpu, cpu_planned, us_between(cpu_begin, cpu_end), kRefreshRate);
-    stats_.cpu_seconds += us_between(cpu_begin, cpu_end) / 1e6;
-  }
-  ++stats_.gpu_steps;
-  stats_.gpu_seconds += gpu_us / 1e6;
-  stats_.copy_seconds += copy_us / 1e6;
-  stats_.planned_seconds += step.plan.makespan_us / 1e6;
-  stats_.observed_seconds += step_.way_back().end_us / 1e6;
-  part.observer.on_groups(groups_);
-  part.observer.on_spans({}, step.tokens);
+void HybridForward::warm_start(int layer, std::span<const double> shares) {
+  if (static_cast<int64_t>(shares.size()) != layers_[layer].view.num_experts)
+    throw InvalidArgument("a warm start needs one share for each of the layer's " +
+                          std::to_string(layers_[layer].view.num_experts) + " experts");
+  warm_start_.add(layer, shares);
+}
+
+void HybridForward::start() {
+  check_alive();
+  if (layers_.empty() || warm_start_.empty()) return;
+  context_->make_current();
+  recovering([&] {
+    caches_.place(0);
+    fill_caches();
+  });
+}
+
+// Whether there is more to come.
+bool HybridForward::fill_caches() {
+  if (!caches_.made()) return false;
+  return warm_start_.go_on(caches_, step_.fences(), [&](int l) -> HostBlobs& { return *layers_[l].blobs; });
 }
 
 bool HybridForward::pump() {
@@ -316,6 +337,7 @@ bool HybridForward::pump() {
   bool busy = false;
   try {
     context_->make_current();
+    busy = fill_caches();
     caches_.for_each([&](GpuCache& cache) {
       cache.pump();
       busy |= !cache.dma().idle();
@@ -333,7 +355,8 @@ void HybridForward::recover(const GpuError* cause) noexcept {
 }
 
 HybridStats HybridForward::stats() const {
-  HybridStats s = stats_;
+  HybridStats s;
+  s.work = books_.sums();
   caches_.for_each([&](const GpuCache& cache) {
     const CacheTable& table = cache.table();
     s.slots += table.slots();
@@ -342,6 +365,7 @@ HybridStats HybridForward::stats() const {
   });
   s.workspace_bytes = step_.device_bytes();
   s.shrunk = caches_.times_shrunk();
+  s.warm_copies = warm_start_.copies();
   s.cache = caches_.stats();
   s.dma = caches_.dma_stats();
   return s;

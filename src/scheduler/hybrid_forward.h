@@ -24,8 +24,12 @@
 #include "src/policy/split.h"
 #include "src/scheduler/device_step.h"
 #include "src/scheduler/gpu_caches.h"
+#include "src/scheduler/layer_costs.h"
 #include "src/scheduler/planner.h"
 #include "src/scheduler/prefetcher.h"
+#include "src/scheduler/step_books.h"
+#include "src/scheduler/timing.h"
+#include "src/scheduler/warm_start.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -41,17 +45,16 @@ struct HybridLayer {
   cpu::LayerView view;  // over the blobs
   std::shared_ptr<HostBlobs> blobs;
   int64_t top_k = 0;
+  bool bias = false;
 };
 
 struct HybridStats {
   int64_t slots = 0, resident = 0, cache_bytes = 0, workspace_bytes = 0;
-  int64_t shrunk = 0;                // times that the cache gave memory back
-  int64_t steps = 0, gpu_steps = 0;  // batches of a layer; those with a share on the GPU
+  int64_t warm_copies = 0;  // of experts that earlier runs used
+  int64_t shrunk = 0;       // times that the cache gave memory back
   CacheStats cache;
   DmaStats dma;
-  // Of steps with a share on the GPU: the makespan as planned and as it was, and how long each was busy.
-  double planned_seconds = 0, observed_seconds = 0;
-  double cpu_seconds = 0, gpu_seconds = 0, copy_seconds = 0;
+  StepSums work;
 };
 
 class HybridForward {
@@ -67,6 +70,13 @@ class HybridForward {
   // For x of the kernels' type. A batch whose type has no kernels cannot run on the GPU.
   void set_kernels(int layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
 
+  // What calibration times (timing.h), with the kernels for x of x_type; and what it has found out, for all
+  // layers of this one's kind. Throw as run does.
+  std::vector<policy::ComputePoint> time_gpu(int layer, DType x_type);
+  std::vector<policy::CopyPoint> time_copies(int layer);
+  void set_cost(int layer, const policy::CostModel& cost);
+  const policy::CostModel& cost(int layer) const { return layers_[layer].cost; }
+
   // Throws GpuError when a call to the driver fails: the cache is empty then, and the next batch starts
   // anew. After an error from which the process cannot recover, every call throws with the first cause.
   void run(int layer, const cpu::Batch& batch, cpu::Observer& observer);
@@ -74,6 +84,11 @@ class HybridForward {
   // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
   // rank. Throws as run does.
   void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks);
+
+  // Before the first batch: how earlier runs used the layer's experts (WarmStart::add), and that no more
+  // layers come, so that the caches may be made and filled. Without start() the first batch does that.
+  void warm_start(int layer, std::span<const double> shares);
+  void start();
 
   // Goes on with prefetches between batches. Whether it wants to be called again soon.
   bool pump();
@@ -83,6 +98,7 @@ class HybridForward {
 
  private:
   struct Layer : HybridLayer {
+    policy::CostModel& cost;                                            // shared by all layers of its kind
     std::array<std::shared_ptr<const cuda::ExpertKernels>, 3> kernels;  // by the type of x
   };
   // A part of a batch while it runs.
@@ -93,20 +109,20 @@ class HybridForward {
   };
 
   void check_alive() const;
+  TimedLayer timed(const Layer& layer, DType x_type) const;
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
   void run_part(Part part);
   void observe(const Layer& layer, const cpu::Batch& batch);
-  void run_on_cpu(const Part& part);
+  BookedStep booked(const Part& part, const Assignment& plan);
   void run_on_both(const Part& part, const StepInput& step);
   void run_cpu_share(const Part& part, const StepInput& step);
   void convert_rows(const void* from, DType from_type, int64_t from_stride, void* to, DType to_type,
                     int64_t to_stride, int64_t tokens, int64_t columns) const;
   void start_prefetches(int layer, double busy_us);
+  bool fill_caches();
   Prefetcher::Target target_of(int layer);
   template <class Work>
   void recovering(Work&& work);
-  void book(const Part& part, const StepInput& step, cpu::Clock::time_point cpu_begin,
-            cpu::Clock::time_point cpu_end);
   void recover(const GpuError* cause) noexcept;
 
   const HybridOptions options_;
@@ -114,17 +130,19 @@ class HybridForward {
   const cpu::KernelTable& cpu_kernels_;
   cpu::MoeForward& cpu_;
   Trace& trace_;
+  LayerCosts costs_;
   std::vector<Layer> layers_;
   GpuCaches caches_;
   DeviceStep step_;
   Planner planner_;
   Prefetcher prefetcher_;
+  StepBooks books_;
+  WarmStart warm_start_;
   cpu::Groups groups_;
   std::vector<int32_t> loads_;  // [E]
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
   std::optional<GpuError> dead_;  // the first cause
-  HybridStats stats_;
 };
 
 }  // namespace moerun

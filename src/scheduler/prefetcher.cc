@@ -72,7 +72,7 @@ void Prefetcher::forecast(Ahead& ahead, const Target& target) {
   ahead.victim_chance.clear();
   GpuCache* cache = target.place.cache;
   if (!cache) return;
-  cost_ = cache->cost;
+  cost_ = *target.cost;
   for (size_t e = 0; e < experts; ++e) {
     // One that is on its way is as good as there.
     ahead.resident[e] = cache->table().slot_of(target.place.row, static_cast<int32_t>(e)) >= 0;

@@ -21,6 +21,7 @@ class Prefetcher {
   struct Target {
     GpuCaches::Place place;
     HostBlobs* blobs;
+    const policy::CostModel* cost;
   };
   void add_layer(int32_t experts);
 

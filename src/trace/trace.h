@@ -10,9 +10,9 @@
 
 namespace moerun {
 
-// A row of the timeline. CPU threads come first; GPU, H2D and D2H each have one.
+// A row of the timeline. CPU threads come first; GPU, H2D, D2H and what the planner expected each have one.
 struct Lane {
-  enum Kind : uint8_t { cpu = 0, gpu = 1, h2d = 2, d2h = 3 };
+  enum Kind : uint8_t { cpu = 0, gpu = 1, h2d = 2, d2h = 3, plan = 4 };
   Kind kind = cpu;
   int thread = 0;
 };
@@ -21,7 +21,7 @@ struct TraceEvent {
   using Time = std::chrono::steady_clock::time_point;
   const char* name = "";  // a literal
   Lane lane;
-  int layer = 0;
+  int layer = 0;  // negative: of none
   int64_t tokens = 0;
   Time begin, end;
 };

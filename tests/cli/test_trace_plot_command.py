@@ -42,7 +42,8 @@ def test_the_last_step_is_one_pass_over_the_layers(written: Path) -> None:
 
 
 def test_lanes_of_an_engine_with_a_gpu(gpu: FakeDriver, tmp_path: Path) -> None:
-    """Experts that are not cached are copied or run on the CPU, and sums come back: every lane is busy."""
+    """Experts that are not cached are copied or run on the CPU, and sums come back: every lane is busy, and
+    what was planned has one too."""
     picture, path = tmp_path / "step.svg", tmp_path / "timeline.json"
     blob_bytes = 3 * 48 * 256 * 4 + 256
     options = {"schedule": "balanced", "gpu_cache": 3 * blob_bytes, "cpu_threads": 1}
@@ -56,7 +57,7 @@ def test_lanes_of_an_engine_with_a_gpu(gpu: FakeDriver, tmp_path: Path) -> None:
         engine.trace(path)
     spans = timeline.read_spans(path)
     lanes = [lane for _, lane in sorted({(span.row, span.lane) for span in spans})]
-    assert lanes == ["CPU thread 0", "GPU", "H2D copies", "D2H copies"]
+    assert lanes == ["CPU thread 0", "GPU", "H2D copies", "D2H copies", "Plan"]
     step = timeline.last_step(spans)
     assert {span.layer for span in step if span.lane == "D2H copies"} == {0, 1}
     assert main(["trace-plot", str(path), "-o", str(picture)]) == 0

@@ -132,6 +132,9 @@ class CacheValues:
     def observe(self, loads: typing.Any, scores: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None=None) -> None:
         ...
 
+    def start(self, shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:
+        ...
+
     def victim(self, resident: typing.Any, pinned: typing.Any) -> int:
         ...
 

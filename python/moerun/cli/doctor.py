@@ -13,6 +13,9 @@ from typing import Any
 import moerun
 from moerun import machine
 from moerun.cli import text
+from moerun.cli.calibration_report import DEFAULT_SHAPES, calibrations
+from moerun.cli.calibration_report import render as render_calibrations
+from moerun.layer_spec import WEIGHT_FORMATS
 
 MEASURE_SECONDS = 1.0  # per measurement
 QUICK_SECONDS = 0.1
@@ -32,11 +35,28 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="measure for a tenth of the time, less exactly")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--calibrate",
+        nargs="*",
+        metavar="CKPT|SHAPE",
+        help="instead of all this, time what experts cost on this machine, and keep that for later engines: "
+        f"those of a checkpoint, or of a shape such as Mixtral-8x7B (default: {', '.join(DEFAULT_SHAPES)})",
+    )
+    parser.add_argument(
+        "--experts",
+        choices=WEIGHT_FORMATS,
+        metavar="FORMAT",
+        help="with --calibrate: the experts' format (default: as saved; bf16 for a shape)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine the machine and print the report."""
+    if args.calibrate is not None:
+        reports = calibrations(args.calibrate or DEFAULT_SHAPES, args.experts)
+        print(json.dumps(reports, indent=2) if args.json else render_calibrations(reports))
+        return 0
     if sys.stderr.isatty():
         print("measuring, this takes a few seconds ...", file=sys.stderr)
     report = examine(QUICK_SECONDS if args.quick else MEASURE_SECONDS)

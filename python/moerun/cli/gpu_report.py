@@ -27,17 +27,23 @@ def _cache_rows(gpu: dict[str, Any]) -> list[list[str]]:
     ]
     if gpu["prefetches"]:
         rows.append(["  prefetches", f"{gpu['prefetches']}, {text.size(gpu['prefetched_bytes'])}"])
+    if gpu["warm_copies"]:
+        rows.append(["  warm start", f"{gpu['warm_copies']} of these, used most by earlier runs"])
     if gpu["h2d_bytes_per_second"]:
         rows.append(["  speed", f"{gpu['h2d_bytes_per_second'] / 1e9:.1f} GB/s host to device"])
     return rows
 
 
 def _batch_rows(gpu: dict[str, Any]) -> list[list[str]]:
-    busy = (("GPU", "gpu_seconds"), ("CPU", "cpu_seconds"), ("copies", "copy_seconds"))
-    return [
-        ["Batches", f"{gpu['gpu_steps']} of {gpu['steps']} with a share on the GPU; busy during these:"],
-        *([f"  {who}", text.seconds(gpu[key])] for who, key in busy),
-    ]
+    observed = gpu["observed_seconds"]
+    rows = [["Batches", f"{gpu['gpu_steps']} of {gpu['steps']} with a share on the GPU"]]
+    if observed > 0:
+        planned = f"planned: {text.seconds(gpu['planned_seconds'])}"
+        rows.append(["  makespans", f"{text.seconds(observed)} ({planned}); busy and idle in these:"])
+    for who, key in (("GPU", "gpu"), ("CPU", "cpu"), ("copies", "copy")):
+        busy, idle = gpu[f"{key}_seconds"], gpu[f"{key}_idle_seconds"]
+        rows.append([f"  {who}", f"{text.seconds(busy)} busy, {text.seconds(idle)} idle"])
+    return rows
 
 
 def _share(count: int, whole: int) -> str:
