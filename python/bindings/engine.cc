@@ -168,6 +168,11 @@ py::dict to_dict(const EngineStats& s) {
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
   d["dense_seconds"] = s.dense_seconds;
+  py::dict numa;
+  numa["nodes"] = s.numa_nodes;
+  numa["placed_bytes"] = s.placement.placed_bytes;
+  numa["elsewhere_bytes"] = s.placement.elsewhere_bytes;
+  d["numa"] = numa;
   d["layers"] = layers;
   if (s.gpu) d["gpu"] = to_dict(*s.gpu);
   return d;

@@ -56,7 +56,7 @@ int threads_of(const EngineOptions& options) {
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       kernels_(cpu::choose_kernels(options.isa)),
-      forward_(kernels_, threads_of(options)),
+      forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
@@ -105,7 +105,13 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
+  const cpu::NodeSplit& split = forward_.split();
+  Placement placement;
+  if (split.nodes() > 1 && !gpu_options_)  // page-locked memory cannot be moved
+    placement = place(bytes_of_nodes(experts, shape.format, shape.hidden, shape.inter, split), split);
   const std::lock_guard lock(mutex_);
+  placement_.placed_bytes += placement.placed_bytes;
+  placement_.elsewhere_bytes += placement.elsewhere_bytes;
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
@@ -306,6 +312,8 @@ EngineStats Engine::stats() const {
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
                       router_.workspace_bytes() + decoder_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
+  s.numa_nodes = forward_.split().nodes();
+  s.placement = placement_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;
   return s;

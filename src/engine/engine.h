@@ -17,6 +17,7 @@
 #include "cpu/router_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
+#include "src/expert_store/node_placement.h"
 #include "src/scheduler/hybrid_forward.h"
 #include "src/scheduler/scheduler.h"
 #include "src/trace/trace.h"
@@ -34,6 +35,8 @@ struct EngineStats {
   std::string isa;
   int64_t workspace_bytes = 0;
   double dense_seconds = 0;  // spent in what stands around the experts
+  int numa_nodes = 1;         // that the threads run on
+  Placement placement;        // of experts, where there are several nodes
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
@@ -123,6 +126,7 @@ class Engine {
   cpu::RouterForward router_;
   cpu::DecoderForward decoder_;
   double dense_seconds_ = 0;
+  Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;

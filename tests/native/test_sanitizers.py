@@ -21,7 +21,11 @@ SOURCES = {
     "cpu/cpu_info.cc": [],
     "cpu/grouping.cc": [],
     "cpu/moe_forward.cc": [],
+    "cpu/node_split.cc": [],
     "cpu/team.cc": [],
+    "cpu/topology.cc": [],
+    "src/expert_store/blob_layout.cc": [],
+    "src/expert_store/node_placement.cc": [],
     "src/scheduler/scheduler.cc": [],
     "tests/native/moe_forward_test.cc": [],
 }
