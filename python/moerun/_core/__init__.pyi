@@ -415,7 +415,7 @@ class Engine:
     def stats(self) -> dict:
         ...
 
-    def submit(self, layer: Layer, batch: Batch, arrays: typing.Any) -> Job:
+    def submit(self, layer: Layer, batch: Batch, arrays: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex | None=None) -> Job:
         ...
 
     def time_copies(self, layer: Layer) -> list[tuple[int, float]]:
