@@ -91,6 +91,46 @@ struct LinearArgs {
   Scratch scratch;
 };
 
+// Attention of the query heads that share a head of keys and values, over keys [0, count):
+//   s[r][t] = queries[r] . keys[t] + bias[r / rows_per_bias][t]
+//   most[r] = max_t s[r][t]     total[r] = sum_t exp(s[r][t] - most[r])
+//   out[r]  = sum_t exp(s[r][t] - most[r]) values[t]
+// so that parts of a long sequence can be joined, and divided by their total, later.
+struct AttendArgs {
+  const float* queries;  // [rows, query_stride], scaled; zero in [head_dim, query_stride)
+  int64_t rows, head_dim;
+  int64_t query_stride;  // a multiple of kMostLanes
+  const void* keys;      // [count, head_dim] of `type`
+  const void* values;    // likewise
+  DType type;
+  int64_t key_stride, value_stride;  // elements
+  int64_t count;                     // at least 1
+  const float* bias;                 // [rows / rows_per_bias, bias_stride], finite; or null
+  int64_t rows_per_bias, bias_stride;
+  float* out;      // [rows, head_dim]
+  float* most;     // [rows]
+  float* total;    // [rows]
+  float* scratch;  // [rows, kAttendKeys]
+};
+constexpr int64_t kAttendKeys = 256;  // that are worked on at a time: their values stay in L2
+
+// y = x / sqrt(mean(x^2) + epsilon) * weight, for one row of `width`.
+struct NormArgs {
+  const void* x;
+  DType x_type;
+  const float* weight;
+  float epsilon;
+  int64_t width;
+  void* y;  // may be x
+  DType y_type;
+};
+
+// What stands around the experts besides matrices.
+struct DenseKernels {
+  void (*attend)(const AttendArgs&) = nullptr;
+  void (*rms_norm)(const NormArgs&) = nullptr;
+};
+
 // The kernels for one pair of weight format and activation type.
 struct ExpertKernels {
   void (*gate_up)(const GateUpArgs&) = nullptr;
@@ -113,6 +153,7 @@ struct KernelTable {
   // see arithmetic.h.
   ExpertKernels f32_activations[kWeightFormats];
   ExpertKernels bf16_activations[kWeightFormats];
+  DenseKernels dense;
   // to[i] = from[i], i < n, rounding to nearest even. `to_bf16` and `from_f32` serve activations and outputs.
   void (*convert)(const void* from, DType from_type, void* to, DType to_type, int64_t n) = nullptr;
   // Same bytes in every row (see cpu/kernels/quantise_inl.h).

@@ -7,27 +7,18 @@
 #include "cpu/barrier.h"
 #include "cpu/buffer.h"
 #include "cpu/kernel_table.h"
+#include "cpu/linear_work.h"
 #include "cpu/team.h"
 #include "cpu/work_ranges.h"
-#include "src/types.h"
 
 namespace moerun::cpu {
-
-struct LinearView {
-  MatrixView matrix;  // [outputs, inputs]
-  const float* bias = nullptr;
-  int64_t outputs = 0, inputs = 0;
-  DType weights_type = DType::f32;
-};
 
 // x [tokens, inputs] and out [tokens, outputs], rows contiguous. They may not overlap.
 struct LinearBatch {
   const void* x = nullptr;
   DType x_type = DType::f32;
   int64_t x_stride = 0;
-  void* out = nullptr;
-  DType out_type = DType::f32;
-  int64_t out_stride = 0;
+  LinearOutput out;
   int64_t tokens = 0;
 };
 

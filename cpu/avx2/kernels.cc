@@ -2,6 +2,7 @@
 #include "cpu/avx2/codes.h"
 #include "cpu/avx2/simd.h"
 // after Simd and Codes
+#include "cpu/kernels/attention_inl.h"
 #include "cpu/kernels/convert_inl.h"
 #include "cpu/kernels/f32_kernels_inl.h"
 #include "cpu/kernels/limits_inl.h"
@@ -18,6 +19,7 @@ constexpr KernelTable make_table() {
       .isa = "avx2",
       .f32_activations = {},
       .bf16_activations = {},
+      .dense = {attend, rms_norm},
       .convert = convert,
       .quantise = avx2_quantise,
       .limits = {.read = read_memory, .dot = dot},

@@ -87,6 +87,35 @@ void linear(const LinearArgs& a) {
   }
 }
 
+void attend(const AttendArgs& a) {
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const auto score = [&](int64_t t) {
+      float s = 0.0f;
+      for (int64_t d = 0; d < a.head_dim; ++d)
+        s += a.queries[r * a.query_stride + d] * load(a.keys, a.type, t * a.key_stride + d);
+      return a.bias ? s + a.bias[r / a.rows_per_bias * a.bias_stride + t] : s;
+    };
+    float* out = a.out + r * a.head_dim;
+    for (int64_t d = 0; d < a.head_dim; ++d) out[d] = 0.0f;
+    a.most[r] = score(0);
+    for (int64_t t = 1; t < a.count; ++t) a.most[r] = std::fmax(a.most[r], score(t));
+    a.total[r] = 0.0f;
+    for (int64_t t = 0; t < a.count; ++t) {
+      const float weight = std::exp(score(t) - a.most[r]);
+      a.total[r] += weight;
+      for (int64_t d = 0; d < a.head_dim; ++d)
+        out[d] += weight * load(a.values, a.type, t * a.value_stride + d);
+    }
+  }
+}
+
+void rms_norm(const NormArgs& a) {
+  float squares = 0.0f;
+  for (int64_t i = 0; i < a.width; ++i) squares += load(a.x, a.x_type, i) * load(a.x, a.x_type, i);
+  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(a.width) + a.epsilon);
+  for (int64_t i = 0; i < a.width; ++i) store(a.y, a.y_type, i, load(a.x, a.x_type, i) * scale * a.weight[i]);
+}
+
 void convert(const void* from, DType from_type, void* to, DType to_type, int64_t n) {
   for (int64_t i = 0; i < n; ++i) store(to, to_type, i, load(from, from_type, i));
 }
@@ -119,6 +148,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .isa = "ref",
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
       .bf16_activations = {},
+      .dense = {attend, rms_norm},
       .convert = convert,
       .quantise = ref_quantise,
       .limits = {.read = read, .dot = dot_peak},

@@ -6,10 +6,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <deque>
-
 #include "python/bindings/bindings.h"
 #include "python/bindings/expert_views.h"
+#include "python/bindings/python_engine.h"
 #include "src/error.h"
 #include "src/expert_store/blob_layout.h"
 
@@ -26,40 +25,6 @@ std::shared_ptr<void> hold(py::object owner) {
     Py_DECREF(static_cast<PyObject*>(p));
   });
 }
-
-// An engine, and the arrays of submitted batches: they must live until the work is done, also if the caller
-// drops the handle before. Guarded by the GIL.
-class PythonEngine {
- public:
-  explicit PythonEngine(const EngineOptions& options) : engine_(options) {}
-
-  // Joining the scheduler's thread while holding the GIL could deadlock with hold().
-  ~PythonEngine() {
-    const py::gil_scoped_release release;
-    engine_.close();
-  }
-
-  Engine& operator*() { return engine_; }
-
-  std::shared_ptr<Job> submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch,
-                              py::object arrays) {
-    while (!submitted_.empty() && submitted_.front().first->wait_for(std::chrono::milliseconds(0))) {
-      const auto done =
-          std::move(submitted_.front());  // its arrays go after it left the queue: that may run anything
-      submitted_.pop_front();
-    }
-    const auto job = [&] {
-      const py::gil_scoped_release release;
-      return engine_.submit(layer, batch);
-    }();
-    submitted_.emplace_back(job, std::move(arrays));
-    return job;
-  }
-
- private:
-  std::deque<std::pair<std::shared_ptr<Job>, py::object>> submitted_;  // in the order of submission, nearly
-  Engine engine_;
-};
 
 std::shared_ptr<Layer> add_layer(PythonEngine& engine, int64_t hidden, int64_t inter, int64_t top_k,
                                  WeightFormat format, const ActivationSpec& activation, const Addresses& gate,
@@ -101,9 +66,6 @@ std::shared_ptr<Layer> add_blobs(PythonEngine& engine, int64_t hidden, int64_t i
   return (*engine).add_layer(shape, std::move(experts), hold(owner));
 }
 
-// (address, type, elements from row to row)
-using Rows = std::tuple<uintptr_t, DType, int64_t>;
-
 cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t ids, bool ids_are_64_bit,
                       int64_t ids_stride, const Rows& weights, const Rows& out) {
   cpu::Batch batch;
@@ -124,27 +86,8 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
   return batch;
 }
 
-cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t outputs, int64_t inputs,
-                            const Strides& strides, uintptr_t bias) {
-  return {.matrix = {reinterpret_cast<const void*>(weight), strides.first, strides.second},
-          .bias = reinterpret_cast<const float*>(bias),
-          .outputs = outputs,
-          .inputs = inputs,
-          .weights_type = weights_type};
-}
-
-void run_linear(PythonEngine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
-                const Rows& out) {
-  cpu::LinearBatch batch;
-  batch.x = reinterpret_cast<const void*>(std::get<0>(x));
-  batch.x_type = std::get<1>(x);
-  batch.x_stride = std::get<2>(x);
-  batch.out = reinterpret_cast<void*>(std::get<0>(out));
-  batch.out_type = std::get<1>(out);
-  batch.out_stride = std::get<2>(out);
-  batch.tokens = tokens;
-  (*engine).linear(layer, batch);
-}
+// [tokens, k]
+using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 
 // As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
 using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double>>;
@@ -208,6 +151,8 @@ py::dict to_dict(const HybridStats& s) {
   d["prefetches_cancelled"] = s.dma.cancelled;
   d["prefetches_used"] = s.cache.prefetch_used;
   d["prefetches_wasted"] = s.cache.prefetch_wasted;
+  d["predictions"] = std::vector<int64_t>(s.predictions.made.begin(), s.predictions.made.end());
+  d["predictions_correct"] = std::vector<int64_t>(s.predictions.correct.begin(), s.predictions.correct.end());
   d["h2d_bytes_per_second"] = s.dma.bytes_per_second();
   d["planned_seconds"] = s.work.planned_seconds;
   d["observed_seconds"] = s.work.observed_seconds;
@@ -227,7 +172,7 @@ py::dict to_dict(const EngineStats& s) {
   d["cpu_threads"] = s.cpu_threads;
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
-  d["linear_seconds"] = s.linear_seconds;
+  d["dense_seconds"] = s.dense_seconds;
   d["layers"] = layers;
   if (s.gpu) d["gpu"] = to_dict(*s.gpu);
   return d;
@@ -254,15 +199,12 @@ void bind_engine(py::module_& m) {
     return job.wait_for(std::chrono::milliseconds(0));
   });
 
-  py::class_<cpu::LinearView>(m, "LinearView")
-      .def(py::init(&make_linear), py::arg("weight"), py::arg("weights_type"), py::arg("outputs"),
-           py::arg("inputs"), py::arg("strides"), py::arg("bias"));
-
   py::class_<cpu::Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
            py::arg("ids_are_64_bit"), py::arg("ids_stride"), py::arg("weights"), py::arg("out"));
 
-  py::class_<PythonEngine>(m, "Engine")
+  py::class_<PythonEngine> engine(m, "Engine");
+  engine
       .def(
           py::init([](int cpu_threads, std::string isa, std::optional<GpuOptions> gpu) {
             const py::gil_scoped_release release;
@@ -342,11 +284,13 @@ void bind_engine(py::module_& m) {
       .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
       .def(
           "hint",
-          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
-             std::vector<int32_t> ranks) { (*e).hint(layer, std::move(loads), std::move(ranks)); },
-          py::arg("layer"), py::arg("loads"), py::arg("ranks"), py::call_guard<py::gil_scoped_release>())
-      .def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"),
-           py::call_guard<py::gil_scoped_release>())
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const Ids& ids, int32_t distance) {
+            const std::span<const int64_t> given(ids.data(), static_cast<size_t>(ids.size()));
+            const int64_t k = ids.ndim() == 2 ? ids.shape(1) : 0;
+            const py::gil_scoped_release release;
+            (*e).hint(layer, given, k, distance);
+          },
+          py::arg("layer"), py::arg("ids"), py::arg("distance"))
       .def("stats",
            [](PythonEngine& e) {
              EngineStats s;
@@ -362,6 +306,7 @@ void bind_engine(py::module_& m) {
       .def(
           "close", [](PythonEngine& e) { (*e).close(); }, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
+  bind_dense(m, engine);
 }
 
 }  // namespace moerun

@@ -24,6 +24,15 @@ QUANTISED = (
     "mxfp4",
 )
 WEIGHT_FORMATS = DTYPES + QUANTISED
+
+
+def bits_of(weight_format: str) -> int:
+    """Bits of one code of a number format, without its scales."""
+    if weight_format in DTYPES:
+        return 32 if weight_format == "fp32" else 16
+    return 4 if weight_format.startswith(("int4", "mxfp4")) else 8
+
+
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu2", "swiglu_oai")
 
 

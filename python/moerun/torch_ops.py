@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
+    from moerun.dense import Linear
     from moerun.engine import Layer
-    from moerun.linear import Linear
 
 _layers: weakref.WeakValueDictionary[int, Layer] = weakref.WeakValueDictionary()
 _linears: weakref.WeakValueDictionary[int, Linear] = weakref.WeakValueDictionary()
@@ -61,7 +61,8 @@ def _linear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, linear_handle: int
 ) -> torch.Tensor:
     linear = _linears.get(linear_handle)
-    here = linear is not None and weight.data_ptr() == linear.weight.data_ptr()
+    kept = None if linear is None else linear.weight
+    here = kept is not None and weight.data_ptr() == kept.data_ptr()
     if linear is None or not here or x.dtype != weight.dtype:
         return torch.nn.functional.linear(x, weight, bias)  # the module was copied, converted or moved since
     return linear.forward(x)
@@ -73,6 +74,20 @@ def _linear_shape(
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
+def _quantised_linear(x: torch.Tensor, outputs: int, linear_handle: int) -> torch.Tensor:
+    linear = _linears.get(linear_handle)
+    if linear is None:
+        raise RuntimeError(
+            f"no dense layer has the handle {linear_handle}: its engine is gone; keep the engine for as long "
+            "as the operator is called"
+        )
+    return linear.forward(x)
+
+
+def _quantised_linear_shape(x: torch.Tensor, outputs: int, linear_handle: int) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], outputs))
+
+
 def _remember_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.inputs = inputs[1].shape[1]
 
@@ -80,6 +95,14 @@ def _remember_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) ->
 def _differentiate_linear(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
     as_x = gradient.new_empty((*gradient.shape[:-1], ctx.inputs))  # experts_backward only looks at its shape
     return torch.ops.moerun.experts_backward(as_x), None, None, None
+
+
+def _remember_width(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    ctx.inputs = inputs[0].shape[-1]
+
+
+def _differentiate_quantised(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    return _differentiate_linear(ctx, gradient)[0], None, None
 
 
 def _experts_backward(gradient: torch.Tensor) -> torch.Tensor:
@@ -111,4 +134,13 @@ _library.impl("linear", _linear, "CompositeExplicitAutograd")
 torch.library.register_fake("moerun::linear", _linear_shape, lib=_library)
 torch.library.register_autograd(
     "moerun::linear", _differentiate_linear, setup_context=_remember_inputs, lib=_library
+)
+_library.define(
+    "quantised_linear(Tensor x, SymInt outputs, SymInt linear_handle) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.impl("quantised_linear", _quantised_linear, "CompositeExplicitAutograd")
+torch.library.register_fake("moerun::quantised_linear", _quantised_linear_shape, lib=_library)
+torch.library.register_autograd(
+    "moerun::quantised_linear", _differentiate_quantised, setup_context=_remember_width, lib=_library
 )

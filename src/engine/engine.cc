@@ -9,6 +9,7 @@
 namespace moerun {
 namespace {
 
+constexpr int kNoLayer = -1;  // in the timeline: not of a layer of experts
 constexpr const char* kPhaseNames[cpu::kPhases] = {"convert", "gate_up", "down"};
 
 // Books what a batch did into its layer's statistics and the timeline.
@@ -54,9 +55,11 @@ int threads_of(const EngineOptions& options) {
 
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
-      isa_(cpu::choose_kernels(options.isa).isa),
-      forward_(cpu::choose_kernels(isa_), threads_of(options)),
-      linear_(cpu::choose_kernels(isa_), threads_of(options)),
+      kernels_(cpu::choose_kernels(options.isa)),
+      forward_(kernels_, threads_of(options)),
+      linear_(kernels_, threads_of(options)),
+      attention_(kernels_, threads_of(options)),
+      router_(kernels_, threads_of(options)),
       gpu_options_(options.gpu) {
   if (!gpu_options_) {
     scheduler_ = std::make_unique<Scheduler>();
@@ -67,9 +70,9 @@ Engine::Engine(const EngineOptions& options)
   const HybridOptions hybrid{.schedule = gpu.schedule,
                              .cache = gpu.cache,
                              .prefetch = gpu.prefetch,
+                             .history = gpu.history,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
-  hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), cpu::choose_kernels(isa_), forward_,
-                                            trace_);
+  hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
   scheduler_ = std::make_unique<Scheduler>([this] {
     const std::lock_guard lock(mutex_);
     return hybrid_->pump();
@@ -98,8 +101,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
       hybrid().check_budget(shape.num_experts, shape.top_k, layout.bytes);
       context = hybrid().context();
     }
-    blobs =
-        store_experts(context, shape, experts, gpu_options_->pin, cpu::choose_kernels(isa_), forward_.team());
+    blobs = store_experts(context, shape, experts, gpu_options_->pin, kernels_, forward_.team());
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
@@ -172,7 +174,7 @@ std::vector<policy::ComputePoint> Engine::time_cpu(const Layer& layer, DType x_t
   std::vector<policy::ComputePoint> points;
   run_where_batches_run([&] {
     const std::lock_guard lock(mutex_);
-    points = moerun::time_cpu(timed, cpu::choose_kernels(isa_), forward_);
+    points = moerun::time_cpu(timed, kernels_, forward_);
   });
   return points;
 }
@@ -205,12 +207,15 @@ policy::CostModel Engine::cost(const Layer& layer) const {
   return hybrid().cost(layer.index());
 }
 
-void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch) {
+template <class Work>
+void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   run_here([&] {
     const std::lock_guard lock(mutex_);
     const auto begin = cpu::Clock::now();
-    linear_.run(layer, batch);
-    linear_seconds_ += std::chrono::duration<double>(cpu::Clock::now() - begin).count();
+    work();
+    const auto end = cpu::Clock::now();
+    dense_seconds_ += std::chrono::duration<double>(end - begin).count();
+    trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
   });
 }
 
@@ -226,22 +231,42 @@ void Engine::start() {
   });
 }
 
+void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch) {
+  run_dense("linear", batch.tokens, [&] { linear_.run(layer, batch); });
+}
+
+void Engine::attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch) {
+  run_dense("attention", batch.sequences * batch.tokens, [&] { attention_.run(layer, batch); });
+}
+
+void Engine::route(const cpu::RouterView& layer, const cpu::RouterBatch& batch) {
+  run_dense("router", batch.tokens, [&] { router_.run(layer, batch); });
+}
+
+void Engine::rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch) {
+  run_dense("norm", batch.rows, [&] { cpu::rms_norm(kernels_, forward_.team(), norm, batch); });
+}
+
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
   return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
 }
 
-void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {
+void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance) {
   check_usable();
-  if (!gpu_options_) return;
-  const auto experts = static_cast<size_t>(layer->shape().num_experts);
-  if (loads.size() != experts || ranks.size() != experts)
-    throw InvalidArgument("a hint needs a load and a rank for each of the layer's " +
-                          std::to_string(experts) + " experts");
-  scheduler_->submit([this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks)] {
-    const std::lock_guard lock(mutex_);
-    hybrid_->hint(layer->index(), loads, ranks);
-  });
+  if (!gpu_options_ || ids.empty()) return;
+  const int64_t experts = layer->shape().num_experts;
+  std::vector<int32_t> loads(experts, 0), ranks(experts, static_cast<int32_t>(k));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= experts) continue;
+    ++loads[ids[i]];
+    ranks[ids[i]] = std::min(ranks[ids[i]], static_cast<int32_t>(static_cast<int64_t>(i) % k));
+  }
+  scheduler_->submit(
+      [this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks), distance] {
+        const std::lock_guard lock(mutex_);
+        hybrid_->hint(layer->index(), loads, ranks, distance);
+      });
 }
 
 void Engine::compute(Layer& layer, const cpu::Batch& batch) {
@@ -263,9 +288,10 @@ EngineStats Engine::stats() const {
   const std::lock_guard lock(mutex_);
   EngineStats s;
   s.cpu_threads = forward_.team().size();
-  s.isa = isa_;
-  s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes();
-  s.linear_seconds = linear_seconds_;
+  s.isa = kernels_.isa;
+  s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
+                      router_.workspace_bytes();
+  s.dense_seconds = dense_seconds_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;
   return s;

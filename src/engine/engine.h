@@ -9,8 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "cpu/attention_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
+#include "cpu/norm_forward.h"
+#include "cpu/router_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
 #include "src/scheduler/hybrid_forward.h"
@@ -29,7 +32,7 @@ struct EngineStats {
   int cpu_threads = 0;
   std::string isa;
   int64_t workspace_bytes = 0;
-  double linear_seconds = 0;  // spent in dense linear layers
+  double dense_seconds = 0;  // spent in what stands around the experts
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
@@ -70,12 +73,18 @@ class Engine {
   // Returns at once; the memory behind `batch` must live until the job is done.
   std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
 
-  // What is predicted of the layer's next batch (HybridForward::hint): queued behind what was submitted. Does
-  // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
-  void hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks);
+  // What is predicted of the layer's next batch: the experts that each token will probably choose, the most
+  // probable first, ids [tokens, k]; made `distance` layers before, or when the last one ran (0). Ids outside
+  // of 0 .. E - 1 are skipped. Queued behind what was submitted. Does nothing without a GPU. A failing driver
+  // empties the cache, and if it stays so, the next batch says it.
+  void hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance);
 
-  // A dense linear layer on the engine's threads; computes before it returns. Throws as forward does.
+  // What stands around the experts, on the engine's threads; computes before it returns. Throws as forward
+  // does.
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
+  void attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch);
+  void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
+  void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
@@ -95,15 +104,19 @@ class Engine {
   void run_on_scheduler(Work&& work);
   template <class Work>
   void run_where_batches_run(Work&& work);
+  template <class Work>
+  void run_dense(const char* name, int64_t tokens, Work&& work);
   HybridForward& hybrid() const;  // while mutex_ is held
 
   const int fork_generation_;
-  const std::string isa_;
+  const cpu::KernelTable& kernels_;
   std::atomic<bool> closed_{false};
   mutable std::mutex mutex_;  // guards all below but the scheduler and the trace, which guard themselves
   cpu::MoeForward forward_;
   cpu::LinearForward linear_;
-  double linear_seconds_ = 0;
+  cpu::AttentionForward attention_;
+  cpu::RouterForward router_;
+  double dense_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;

@@ -89,6 +89,20 @@ ExpertView expert_view(const BlobLayout& layout, const std::byte* blob) {
   return e;
 }
 
+MatrixLayout matrix_layout(WeightFormat format, int64_t rows, int64_t columns) {
+  if (rows < 1 || columns < 1 || rows > kLargestSize || columns > kLargestSize)
+    throw InvalidArgument("a matrix of " + std::to_string(rows) + " x " + std::to_string(columns) +
+                          " cannot be laid out; sizes go from 1 to " + std::to_string(kLargestSize));
+  Cursor cursor;
+  MatrixLayout layout{.format = format, .matrix = place(cursor, info(format), 1, rows, columns)};
+  layout.bytes = round_up(cursor.at + kReadAhead, kBlobAlignment);
+  return layout;
+}
+
+MatrixView matrix_view(const MatrixLayout& layout, const std::byte* blob) {
+  return view(layout.matrix, info(layout.format), blob, 0, 0);
+}
+
 int64_t weight_bytes(WeightFormat format, int64_t hidden, int64_t inter) {
   return 2 * matrix_bytes(info(format), inter, hidden) + matrix_bytes(info(format), hidden, inter);
 }

@@ -54,6 +54,15 @@ BlobLayout blob_layout(WeightFormat format, int64_t hidden, int64_t inter, bool 
 // Where gate, up, down and the biases lie in a blob that begins at `blob`.
 ExpertView expert_view(const BlobLayout& layout, const std::byte* blob);
 
+// A dense layer's matrix by itself: one section, and zeros behind it as in an expert's blob.
+struct MatrixLayout {
+  WeightFormat format = WeightFormat::f32;
+  BlobMatrix matrix;
+  int64_t bytes = 0;
+};
+MatrixLayout matrix_layout(WeightFormat format, int64_t rows, int64_t columns);
+MatrixView matrix_view(const MatrixLayout& layout, const std::byte* blob);
+
 // Codes, scales and zeros of one expert, without padding to alignment: what a kernel must read.
 int64_t weight_bytes(WeightFormat format, int64_t hidden, int64_t inter);
 

@@ -20,12 +20,13 @@ constexpr int64_t ceil_div(int64_t n, int64_t d) {
   return (n + d - 1) / d;
 }
 
-// One of an expert's three matrices: where from and where to.
+// One matrix, a part of a section of a blob: where from and where to.
 struct Part {
   const char* name;
-  MatrixView ExpertView::* source;
+  MatrixView source;
   const BlobMatrix* target;
-  int64_t first_row, rows;
+  std::byte* blob;
+  int64_t first_row, first_scale_row, rows;
 };
 
 // Where an item went wrong; the first to come wins.
@@ -62,87 +63,76 @@ void load_rows(const cpu::KernelTable& kernels, const MatrixView& m, DType type,
 
 class Quantiser {
  public:
-  Quantiser(const ExpertView* experts, DType from, const BlobLayout& layout, std::byte* const* blobs,
-            const cpu::KernelTable& kernels)
-      : experts_(experts),
-        from_(from),
-        layout_(layout),
-        format_(info(layout.format)),
-        blobs_(blobs),
-        kernels_(kernels) {}
+  Quantiser(DType from, WeightFormat to, const cpu::KernelTable& kernels)
+      : from_(from), to_(to), format_(info(to)), kernels_(kernels) {}
 
   // Most rows whose fp32 values are needed at once, times their columns.
-  int64_t scratch_floats() const {
-    const int64_t rows = std::max<int64_t>(format_.block_rows, kTransposedRows);
-    return rows * std::max(layout_.gate_up.row_stride, layout_.down.row_stride);
+  int64_t scratch_floats(const BlobMatrix& m) const {
+    return std::max<int64_t>(format_.block_rows, kTransposedRows) * m.row_stride;
   }
 
+  // Rows [begin, end) of a part of expert number `expert`.
   void rows(const Part& part, int64_t expert, int64_t begin, int64_t end, float* scratch,
             Failure& failure) const noexcept {
-    const MatrixView& source = experts_[expert].*part.source;
-    const int64_t step = std::max<int64_t>(format_.block_rows, source.col_stride == 1 ? 1 : kTransposedRows);
+    const int64_t filled = part.target->row_stride;
+    const int64_t step =
+        std::max<int64_t>(format_.block_rows, part.source.col_stride == 1 ? 1 : kTransposedRows);
     for (int64_t row = begin; row < end; row += step) {
       const int64_t count = std::min(step, end - row);
       for (int64_t r = 0; r < count; r += kTransposedRows)  // an fp8 block has more
-        load_rows(kernels_, source, from_, row + r, std::min(kTransposedRows, count - r),
-                  part.target->columns, part.target->row_stride, scratch + r * part.target->row_stride);
+        load_rows(kernels_, part.source, from_, row + r, std::min(kTransposedRows, count - r),
+                  part.target->columns, filled, scratch + r * filled);
       for (int64_t r = 0; r < count; r += format_.block_rows) {
         const int64_t block = std::min<int64_t>(format_.block_rows, count - r);
-        const cpu::QuantiseResult result =
-            store(part, expert, row + r, block, scratch + r * part.target->row_stride);
+        const cpu::QuantiseResult result = store(part, row + r, block, scratch + r * filled);
         if (result != cpu::QuantiseResult::ok) return failure.report(result, expert, part.name, row + r);
       }
     }
   }
 
-  // What is not codes, scales or zeros: the gaps between sections, the biases.
-  void biases(int64_t expert) const noexcept {
-    if (!layout_.bias) return;
-    const ExpertView& e = experts_[expert];
-    const int64_t inter = layout_.down.columns, hidden = layout_.gate_up.columns;
-    auto* gate_up = reinterpret_cast<float*>(blobs_[expert] + layout_.gate_up_bias);
-    std::copy_n(e.gate_bias, inter, gate_up);
-    std::copy_n(e.up_bias, inter, gate_up + inter);
-    std::copy_n(e.down_bias, hidden, reinterpret_cast<float*>(blobs_[expert] + layout_.down_bias));
-  }
-
  private:
-  cpu::QuantiseResult store(const Part& part, int64_t expert, int64_t row, int64_t count,
+  cpu::QuantiseResult store(const Part& part, int64_t row, int64_t count,
                             const float* weights) const noexcept {
     const BlobMatrix& m = *part.target;
-    std::byte* blob = blobs_[expert];
-    std::byte* codes = blob + m.codes + (part.first_row + row) * m.row_bytes;
-    if (!is_quantised(layout_.format)) {
-      kernels_.convert(weights, DType::f32, codes, static_cast<DType>(layout_.format), m.row_stride);
+    std::byte* codes = part.blob + m.codes + (part.first_row + row) * m.row_bytes;
+    if (!is_quantised(to_)) {
+      kernels_.convert(weights, DType::f32, codes, static_cast<DType>(to_), m.row_stride);
       return cpu::QuantiseResult::ok;
     }
-    const int64_t first_scale_row = part.first_row ? m.scale_rows / 2 : 0;
-    const int64_t scale = (first_scale_row + row / format_.block_rows) * m.scale_stride;
+    const int64_t scale = (part.first_scale_row + row / format_.block_rows) * m.scale_stride;
     return kernels_.quantise(
-        {.format = layout_.format,
+        {.format = to_,
          .weights = weights,
          .rows = count,
          .columns = m.row_stride,
          .codes = reinterpret_cast<uint8_t*>(codes),
-         .scales = blob + m.scales + scale * size_of(format_.scale),
-         .zeros = format_.zeros ? reinterpret_cast<uint8_t*>(blob + m.zeros) + scale : nullptr});
+         .scales = part.blob + m.scales + scale * size_of(format_.scale),
+         .zeros = format_.zeros ? reinterpret_cast<uint8_t*>(part.blob + m.zeros) + scale : nullptr});
   }
 
-  const ExpertView* experts_;
   const DType from_;
-  const BlobLayout& layout_;
+  const WeightFormat to_;
   const FormatInfo& format_;
-  std::byte* const* blobs_;
   const cpu::KernelTable& kernels_;
 };
 
+// What is not codes, scales or zeros of a blob: the gaps between sections, the biases.
+void copy_biases(const BlobLayout& layout, const ExpertView& e, std::byte* blob) noexcept {
+  if (!layout.bias) return;
+  const int64_t inter = layout.down.columns, hidden = layout.gate_up.columns;
+  auto* gate_up = reinterpret_cast<float*>(blob + layout.gate_up_bias);
+  std::copy_n(e.gate_bias, inter, gate_up);
+  std::copy_n(e.up_bias, inter, gate_up + inter);
+  std::copy_n(e.down_bias, hidden, reinterpret_cast<float*>(blob + layout.down_bias));
+}
+
 [[noreturn]] void raise(const Failure& f, WeightFormat format) {
-  const std::string where = "expert " + std::to_string(f.expert) + ", " + f.matrix + ", row " +
-                            std::to_string(f.row) +
+  const std::string expert = f.expert < 0 ? "" : "expert " + std::to_string(f.expert) + ", ";
+  const std::string where = expert + f.matrix + ", row " + std::to_string(f.row) +
                             (info(format).block_rows > 1 ? " or one of the rows after it" : "") + ": ";
   if (f.result == cpu::QuantiseResult::not_finite)
     throw InvalidArgument(where + "a weight is infinite or not a number, which " + info(format).name +
-                          " cannot hold; keep the experts unquantised or repair the checkpoint");
+                          " cannot hold; leave it unquantised or repair the checkpoint");
   throw InvalidArgument(where + "a weight is too large for the fp16 scales of " + info(format).name +
                         "; use int8, fp8_b128 or an unquantised format");
 }
@@ -153,14 +143,20 @@ void quantise_experts(const ExpertView* experts, DType from, const BlobLayout& l
                       std::byte* const* blobs, int64_t num_experts, const cpu::KernelTable& kernels,
                       const cpu::Team& team) {
   const int64_t inter = layout.down.columns, hidden = layout.gate_up.columns;
-  const Part parts[3] = {{"gate", &ExpertView::gate, &layout.gate_up, 0, inter},
-                         {"up", &ExpertView::up, &layout.gate_up, inter, inter},
-                         {"down", &ExpertView::down, &layout.down, 0, hidden}};
   const int64_t inter_items = ceil_div(inter, kItemRows),
                 items = 2 * inter_items + ceil_div(hidden, kItemRows);
-  const Quantiser quantiser(experts, from, layout, blobs, kernels);
+  const auto part_of = [&](int64_t expert, int64_t which) -> Part {
+    const ExpertView& e = experts[expert];
+    std::byte* blob = blobs[expert];
+    if (which == 0) return {"gate", e.gate, &layout.gate_up, blob, 0, 0, inter};
+    if (which == 1) return {"up", e.up, &layout.gate_up, blob, inter, layout.gate_up.scale_rows / 2, inter};
+    return {"down", e.down, &layout.down, blob, 0, 0, hidden};
+  };
+  const Quantiser quantiser(from, layout.format, kernels);
+  const int64_t floats =
+      std::max(quantiser.scratch_floats(layout.gate_up), quantiser.scratch_floats(layout.down));
   std::vector<std::unique_ptr<float[]>> scratch(team.size());
-  for (auto& s : scratch) s.reset(new float[quantiser.scratch_floats()]);
+  for (auto& s : scratch) s.reset(new float[floats]);
   Failure failure;
   cpu::WorkRanges clear(team.size()), work(team.size());
   clear.reset();
@@ -169,16 +165,38 @@ void quantise_experts(const ExpertView* experts, DType from, const BlobLayout& l
   team.run([&](cpu::Member me) noexcept {
     clear.run(me, num_experts, [&](int64_t e) {
       std::memset(blobs[e], 0, layout.bytes);
-      quantiser.biases(e);
+      copy_biases(layout, experts[e], blobs[e]);
     });
   });
   team.run([&](cpu::Member me) noexcept {
     work.run(me, num_experts * items, [&](int64_t i) {
       if (failure.taken.load(std::memory_order_relaxed)) return;
-      const int64_t expert = i / items, item = i % items;
-      const Part& part = parts[std::min<int64_t>(item / inter_items, 2)];
-      const int64_t begin = (item - (&part - parts) * inter_items) * kItemRows;
+      const int64_t expert = i / items, item = i % items, which = std::min<int64_t>(item / inter_items, 2);
+      const Part part = part_of(expert, which);
+      const int64_t begin = (item - which * inter_items) * kItemRows;
       quantiser.rows(part, expert, begin, std::min(begin + kItemRows, part.rows), scratch[me.thread].get(),
+                     failure);
+    });
+  });
+  if (failure.taken) raise(failure, layout.format);
+}
+
+void quantise_matrix(const MatrixView& matrix, DType from, const MatrixLayout& layout, std::byte* blob,
+                     const cpu::KernelTable& kernels, const cpu::Team& team) {
+  const BlobMatrix& target = layout.matrix;
+  const Quantiser quantiser(from, layout.format, kernels);
+  std::vector<std::unique_ptr<float[]>> scratch(team.size());
+  for (auto& s : scratch) s.reset(new float[quantiser.scratch_floats(target)]);
+  Failure failure;
+  cpu::WorkRanges work(team.size());
+  work.reset();
+  std::memset(blob, 0, layout.bytes);
+  const Part part{"the matrix", matrix, &target, blob, 0, 0, target.rows};
+  team.run([&](cpu::Member me) noexcept {
+    work.run(me, ceil_div(part.rows, kItemRows), [&](int64_t item) {
+      if (failure.taken.load(std::memory_order_relaxed)) return;
+      const int64_t begin = item * kItemRows;
+      quantiser.rows(part, -1, begin, std::min(begin + kItemRows, part.rows), scratch[me.thread].get(),
                      failure);
     });
   });

@@ -15,4 +15,8 @@ void quantise_experts(const ExpertView* experts, DType from, const BlobLayout& l
                       std::byte* const* blobs, int64_t num_experts, const cpu::KernelTable& kernels,
                       const cpu::Team& team);
 
+// The same for one matrix of a dense layer.
+void quantise_matrix(const MatrixView& matrix, DType from, const MatrixLayout& layout, std::byte* blob,
+                     const cpu::KernelTable& kernels, const cpu::Team& team);
+
 }  // namespace moerun

@@ -62,7 +62,9 @@ void Trace::write(const std::string& path) const {
   for (const TraceEvent& e : all) {
     out << comma << R"({"ph": "X", "name": ")" << e.name << R"(", "pid": 1, "tid": )" << number(e.lane)
         << R"(, "ts": )" << microseconds(e.begin - start) << R"(, "dur": )" << microseconds(e.end - e.begin)
-        << R"(, "args": {"layer": )" << e.layer << R"(, "tokens": )" << e.tokens << "}}";
+        << R"(, "args": {)";
+    if (e.layer >= 0) out << R"("layer": )" << e.layer << ", ";
+    out << R"("tokens": )" << e.tokens << "}}";
     comma = ",\n";
   }
   out << "\n]}\n";

@@ -21,7 +21,7 @@ struct TraceEvent {
   using Time = std::chrono::steady_clock::time_point;
   const char* name = "";  // a literal
   Lane lane;
-  int layer = 0;
+  int layer = 0;  // negative: of none
   int64_t tokens = 0;
   Time begin, end;
 };

@@ -32,18 +32,18 @@ def test_every_linear_is_taken(model: torch.nn.Module) -> None:
 def test_equals_torch_and_uses_the_engine(model: torch.nn.Module) -> None:
     linear = linears(model)[0]
     x = torch.randn(2, 3, linear.in_features)
-    before = model.moerun_engine.stats()["linear_seconds"]
+    before = model.moerun_engine.stats()["dense_seconds"]
     with torch.no_grad():
         got = linear(x)
-    assert model.moerun_engine.stats()["linear_seconds"] > before
+    assert model.moerun_engine.stats()["dense_seconds"] > before
     torch.testing.assert_close(got, torch.nn.functional.linear(x, linear.weight, linear.bias).detach())
 
 
 def test_falls_back_to_torch_when_copied_or_converted(model: torch.nn.Module) -> None:
     moved = copy.deepcopy(linears(model)[0]).to(torch.bfloat16)
-    before = model.moerun_engine.stats()["linear_seconds"]
+    before = model.moerun_engine.stats()["dense_seconds"]
     x = torch.randn(3, moved.in_features, dtype=torch.bfloat16)
     with torch.no_grad():
         got = moved(x)
-    assert model.moerun_engine.stats()["linear_seconds"] == before
+    assert model.moerun_engine.stats()["dense_seconds"] == before
     torch.testing.assert_close(got, torch.nn.functional.linear(x, moved.weight, moved.bias).detach())

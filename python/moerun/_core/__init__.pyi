@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'Engine', 'ExpertKernels', 'GpuOptions', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -244,7 +244,7 @@ class BlobLayout:
 
 class GpuOptions:
 
-    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, history: bool=False, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
         ...
 
 class CompiledKernel:
@@ -357,11 +357,6 @@ class Job:
     def wait(self) -> None:
         ...
 
-class LinearView:
-
-    def __init__(self, weight: typing.SupportsInt | typing.SupportsIndex, weights_type: DType, outputs: typing.SupportsInt | typing.SupportsIndex, inputs: typing.SupportsInt | typing.SupportsIndex, strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], bias: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-
 class Batch:
 
     def __init__(self, tokens: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], ids: typing.SupportsInt | typing.SupportsIndex, ids_are_64_bit: bool, ids_stride: typing.SupportsInt | typing.SupportsIndex, weights: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:
@@ -378,6 +373,9 @@ class Engine:
     def add_layer(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, owner: typing.Any) -> Layer:
         ...
 
+    def attention(self, layer: AttentionView, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, keys: typing.SupportsInt | typing.SupportsIndex, values: typing.SupportsInt | typing.SupportsIndex, cache_type: DType, cache_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
     def close(self) -> None:
         ...
 
@@ -387,13 +385,19 @@ class Engine:
     def forward(self, layer: Layer, batch: Batch) -> None:
         ...
 
-    def hint(self, layer: Layer, loads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], ranks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def hint(self, layer: Layer, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], distance: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
     def linear(self, layer: LinearView, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:
         ...
 
     def load_kernels(self, compiled: CompiledKernels) -> ExpertKernels:
+        ...
+
+    def rms_norm(self, weight: typing.SupportsInt | typing.SupportsIndex, width: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex, rows: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
+    def route(self, layer: RouterView, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], logits: typing.SupportsInt | typing.SupportsIndex, logits_type: DType, weights: typing.SupportsInt | typing.SupportsIndex, ids: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
     def set_cost(self, layer: Layer, cost: policy.CostModel) -> None:
@@ -440,6 +444,169 @@ class Engine:
 
     @property
     def why_not_pinned(self) -> str:
+        ...
+
+class MatrixLayout:
+    """
+    Where everything lies in a quantised matrix.
+    """
+
+    def __init__(self, format: WeightFormat, rows: typing.SupportsInt | typing.SupportsIndex, columns: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    @property
+    def bytes(self) -> int:
+        ...
+
+    @property
+    def format(self) -> WeightFormat:
+        ...
+
+    @property
+    def matrix(self) -> BlobMatrix:
+        ...
+
+class LinearView:
+
+    @typing.overload
+    def __init__(self, weight: typing.SupportsInt | typing.SupportsIndex, weights_type: DType, outputs: typing.SupportsInt | typing.SupportsIndex, inputs: typing.SupportsInt | typing.SupportsIndex, strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], bias: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    @typing.overload
+    def __init__(self, layout: MatrixLayout, blob: typing.SupportsInt | typing.SupportsIndex, bias: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+class HeadNorm:
+    """
+    Members:
+    
+      none
+    
+      head
+    
+      row
+    """
+    __members__: typing.ClassVar[dict[str, HeadNorm]]
+    head: typing.ClassVar[HeadNorm]
+    none: typing.ClassVar[HeadNorm]
+    row: typing.ClassVar[HeadNorm]
+
+    @typing.overload
+    def __eq__(self, other: HeadNorm) -> bool:
+        ...
+
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+
+    def __getstate__(self) -> int:
+        ...
+
+    def __hash__(self) -> int:
+        ...
+
+    def __index__(self) -> int:
+        ...
+
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __int__(self) -> int:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: HeadNorm) -> bool:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def value(self) -> int:
+        ...
+
+class AttentionView:
+
+    def __init__(self, query: LinearView, key: LinearView, value: LinearView, output: LinearView, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, norm: HeadNorm, query_norm: typing.SupportsInt | typing.SupportsIndex, key_norm: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex, clip: typing.SupportsFloat | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+class Scoring:
+    """
+    Members:
+    
+      softmax
+    
+      sigmoid
+    """
+    __members__: typing.ClassVar[dict[str, Scoring]]
+    sigmoid: typing.ClassVar[Scoring]
+    softmax: typing.ClassVar[Scoring]
+
+    @typing.overload
+    def __eq__(self, other: Scoring) -> bool:
+        ...
+
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+
+    def __getstate__(self) -> int:
+        ...
+
+    def __hash__(self) -> int:
+        ...
+
+    def __index__(self) -> int:
+        ...
+
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __int__(self) -> int:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: Scoring) -> bool:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def value(self) -> int:
+        ...
+
+class RouterView:
+
+    def __init__(self, gate: LinearView, top_k: typing.SupportsInt | typing.SupportsIndex, scoring: Scoring, renormalise: bool, scale: typing.SupportsFloat | typing.SupportsIndex, correction: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
 class MappedFile:
@@ -583,6 +750,11 @@ def probe_gpu() -> dict:
 def quantise(layout: BlobLayout, dtype: DType, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, blobs: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='') -> None:
     """
     Writes experts into the blobs at these addresses. threads 0: all usable cores.
+    """
+
+def quantise_matrix(layout: MatrixLayout, dtype: DType, weight: typing.SupportsInt | typing.SupportsIndex, strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], blob: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='') -> None:
+    """
+    Writes the matrix at `weight` into the blob. threads 0: all usable cores.
     """
 
 def set_openmp_hint(path: str) -> None:

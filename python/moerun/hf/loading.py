@@ -43,6 +43,7 @@ def from_pretrained(
     dtype: str | torch.dtype | None = None,
     engine: Engine | None = None,
     experts: str | None = None,
+    dense: str | None = None,
     **options: Any,
 ) -> PreTrainedModel:
     """Loads a checkpoint as an ordinary transformers model whose experts live in a moerun engine.
@@ -61,6 +62,10 @@ def from_pretrained(
         Number format of the experts, one of `moerun.WEIGHT_FORMATS` ("int8", "int4_g32", ...). They are
         quantised on all threads and kept on disk ($MOERUN_CACHE), mapped from there the next time. None
         leaves them as the checkpoint stores them.
+    dense
+        Number format of the matrices around the experts (attention, shared experts, the head), on the CPU:
+        quantised at loading, without a cache. A 4-bit format leaves the head at 8 bits (int8_g128). None
+        leaves them in `dtype`.
     engine
         An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
     options
@@ -93,6 +98,8 @@ def from_pretrained(
 
     if experts is not None and experts not in WEIGHT_FORMATS:
         raise ValueError(f"experts must be one of {', '.join(WEIGHT_FORMATS)}, or None; got {experts!r}")
+    if dense is not None and dense not in WEIGHT_FORMATS:
+        raise ValueError(f"dense must be one of {', '.join(WEIGHT_FORMATS)}, or None; got {dense!r}")
     for name in sorted(_REFUSED.keys() & options.keys()):
         raise ValueError(f"moerun.hf.from_pretrained takes no {name}: {_REFUSED[name]}")
     dtype = _torch_name(dtype)
@@ -114,11 +121,11 @@ def from_pretrained(
     if with_gpu and _torch_has_gpu():
         model.to("cuda")  # type: ignore[arg-type]
     if engine is not None:
-        _attach(model, engine, checkpoint, experts)
+        _attach(model, engine, checkpoint, experts, dense)
         return model
     engine = Engine(config)  # now, as gpu_cache="auto" takes what the dense parts leave
     try:
-        _attach(model, engine, checkpoint, experts)
+        _attach(model, engine, checkpoint, experts, dense)
     except BaseException:
         engine.close()
         raise
@@ -186,19 +193,34 @@ def _load_dense(folder: str, checkpoint: Checkpoint, dtype: str, options: dict[s
     )
 
 
-def _attach(model: PreTrainedModel, engine: Engine, checkpoint: Checkpoint, experts: str | None) -> None:
+def _attach(
+    model: PreTrainedModel,
+    engine: Engine,
+    checkpoint: Checkpoint,
+    experts: str | None,
+    dense: str | None,
+) -> None:
     """Gives the model its experts, and what the CPU is to run of the rest to the engine's kernels."""
     from moerun.hf.attention import attach_attention
+    from moerun.hf.attention_step import attach_attention_steps
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import attach_layers
+    from moerun.hf.hints import attach_hints
+    from moerun.hf.norm import attach_norms
+    from moerun.hf.router import attach_routers
 
-    attach_layers(model, _add_layers(engine, checkpoint, experts))
+    layers = _add_layers(engine, checkpoint, experts)
+    attach_layers(model, layers)
     engine.start()
     if engine.gpu is None:
         model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
     if model.device.type == "cpu":
-        attach_linears(model, engine)
+        attach_linears(model, engine, dense)
         attach_attention(model)
+        attach_attention_steps(model, engine)
+        attach_norms(model, engine)
+        attach_routers(model, engine)
+    attach_hints(model, engine, layers)
     model.moerun_engine = engine  # type: ignore[assignment]
 
 

@@ -1,0 +1,188 @@
+// What stands around the experts: dense layers, attention, routers, norms. Memory comes as addresses that
+// python/moerun has checked; whoever calls keeps it alive.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/cpu_info.h"
+#include "cpu/dispatch.h"
+#include "cpu/team.h"
+#include "python/bindings/python_engine.h"
+#include "src/error.h"
+#include "src/expert_store/blob_layout.h"
+#include "src/expert_store/quantise.h"
+
+namespace moerun {
+namespace {
+
+using Strides = std::pair<int64_t, int64_t>;
+
+template <class T>
+const T* at(uintptr_t address) {
+  return reinterpret_cast<const T*>(address);
+}
+
+cpu::LinearView make_linear(uintptr_t weight, DType weights_type, int64_t outputs, int64_t inputs,
+                            const Strides& strides, uintptr_t bias) {
+  return {.matrix = {at<void>(weight), strides.first, strides.second},
+          .bias = at<float>(bias),
+          .outputs = outputs,
+          .inputs = inputs,
+          .format = weight_format(weights_type)};
+}
+
+cpu::LinearView make_quantised(const MatrixLayout& layout, uintptr_t blob, uintptr_t bias) {
+  if (blob % kBlobAlignment != 0) throw InvalidArgument("blobs must begin at multiples of 256 bytes");
+  return {.matrix = matrix_view(layout, at<std::byte>(blob)),
+          .bias = at<float>(bias),
+          .outputs = layout.matrix.rows,
+          .inputs = layout.matrix.columns,
+          .format = layout.format};
+}
+
+void quantise(const MatrixLayout& layout, DType from, uintptr_t weight, const Strides& strides,
+              uintptr_t blob, int threads, const std::string& isa) {
+  quantise_matrix({at<void>(weight), strides.first, strides.second}, from, layout,
+                  reinterpret_cast<std::byte*>(blob), cpu::choose_kernels(isa),
+                  cpu::Team(threads ? threads : cpu::cpu_info().usable_cores));
+}
+
+cpu::LinearOutput output(const Rows& rows) {
+  return {reinterpret_cast<void*>(std::get<0>(rows)), std::get<1>(rows), std::get<2>(rows)};
+}
+
+void run_linear(PythonEngine& engine, const cpu::LinearView& layer, int64_t tokens, const Rows& x,
+                const Rows& out) {
+  (*engine).linear(layer, {.x = at<void>(std::get<0>(x)),
+                           .x_type = std::get<1>(x),
+                           .x_stride = std::get<2>(x),
+                           .out = output(out),
+                           .tokens = tokens});
+}
+
+cpu::AttentionView make_attention(const cpu::LinearView& query, const cpu::LinearView& key,
+                                  const cpu::LinearView& value, const cpu::LinearView& attention_output,
+                                  int64_t heads, int64_t kv_heads, int64_t head_dim, float scale,
+                                  cpu::HeadNorm norm, uintptr_t query_norm, uintptr_t key_norm, float epsilon,
+                                  float clip, uintptr_t sinks) {
+  return {.query = query,
+          .key = key,
+          .value = value,
+          .output = attention_output,
+          .heads = heads,
+          .kv_heads = kv_heads,
+          .head_dim = head_dim,
+          .scale = scale,
+          .norm = norm,
+          .query_norm = at<float>(query_norm),
+          .key_norm = at<float>(key_norm),
+          .epsilon = epsilon,
+          .clip = clip,
+          .sinks = at<float>(sinks)};
+}
+
+void run_attention(PythonEngine& engine, const cpu::AttentionView& layer, int64_t sequences, int64_t tokens,
+                   const Rows& x, const Rows& out, uintptr_t cos, uintptr_t sin, int64_t rotated,
+                   uintptr_t keys, uintptr_t values, DType cache_type, const Strides& cache_strides,
+                   int64_t past, uintptr_t mask, const Strides& mask_strides) {
+  (*engine).attention(layer, {.sequences = sequences,
+                              .tokens = tokens,
+                              .x = at<void>(std::get<0>(x)),
+                              .x_type = std::get<1>(x),
+                              .x_stride = std::get<2>(x),
+                              .out = output(out),
+                              .rotation = {at<float>(cos), at<float>(sin), rotated},
+                              .cache = {.keys = reinterpret_cast<void*>(keys),
+                                        .values = reinterpret_cast<void*>(values),
+                                        .type = cache_type,
+                                        .sequence_stride = cache_strides.first,
+                                        .head_stride = cache_strides.second,
+                                        .past = past},
+                              .mask = {at<uint8_t>(mask), mask_strides.first, mask_strides.second}});
+}
+
+cpu::RouterView make_router(const cpu::LinearView& gate, int64_t top_k, cpu::Scoring scoring,
+                            bool renormalise, float scale, uintptr_t correction, int64_t groups,
+                            int64_t top_groups) {
+  if (top_k < 1 || top_groups < 1 || groups < top_groups || gate.outputs % groups != 0 ||
+      top_k > gate.outputs / groups * top_groups)
+    throw InvalidArgument("a router over " + std::to_string(gate.outputs) + " experts in " +
+                          std::to_string(groups) + " groups cannot choose " + std::to_string(top_k) +
+                          " from " + std::to_string(top_groups) + " of them");
+  return {.gate = gate,
+          .top_k = top_k,
+          .scoring = scoring,
+          .renormalise = renormalise,
+          .scale = scale,
+          .correction = at<float>(correction),
+          .groups = groups,
+          .top_groups = top_groups};
+}
+
+void run_router(PythonEngine& engine, const cpu::RouterView& layer, int64_t tokens, const Rows& x,
+                uintptr_t logits, DType logits_type, uintptr_t weights, uintptr_t ids) {
+  (*engine).route(layer, {.tokens = tokens,
+                          .x = at<void>(std::get<0>(x)),
+                          .x_type = std::get<1>(x),
+                          .x_stride = std::get<2>(x),
+                          .logits = reinterpret_cast<void*>(logits),
+                          .logits_type = logits_type,
+                          .weights = reinterpret_cast<float*>(weights),
+                          .ids = reinterpret_cast<int64_t*>(ids)});
+}
+
+void run_norm(PythonEngine& engine, uintptr_t weight, int64_t width, float epsilon, int64_t rows,
+              const Rows& x, const Rows& out) {
+  (*engine).rms_norm({at<float>(weight), width, epsilon}, {.x = at<void>(std::get<0>(x)),
+                                                           .x_type = std::get<1>(x),
+                                                           .x_stride = std::get<2>(x),
+                                                           .out = output(out),
+                                                           .rows = rows});
+}
+
+}  // namespace
+
+void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
+  py::class_<MatrixLayout>(m, "MatrixLayout", "Where everything lies in a quantised matrix.")
+      .def(py::init(&matrix_layout), py::arg("format"), py::arg("rows"), py::arg("columns"))
+      .def_readonly("format", &MatrixLayout::format)
+      .def_readonly("matrix", &MatrixLayout::matrix)
+      .def_readonly("bytes", &MatrixLayout::bytes);
+  m.def("quantise_matrix", quantise, py::arg("layout"), py::arg("dtype"), py::arg("weight"),
+        py::arg("strides"), py::arg("blob"), py::arg("threads") = 0, py::arg("isa") = "",
+        py::call_guard<py::gil_scoped_release>(),
+        "Writes the matrix at `weight` into the blob. threads 0: all usable cores.");
+
+  py::class_<cpu::LinearView>(m, "LinearView")
+      .def(py::init(&make_linear), py::arg("weight"), py::arg("weights_type"), py::arg("outputs"),
+           py::arg("inputs"), py::arg("strides"), py::arg("bias"))
+      .def(py::init(&make_quantised), py::arg("layout"), py::arg("blob"), py::arg("bias"));
+  py::enum_<cpu::HeadNorm>(m, "HeadNorm")
+      .value("none", cpu::HeadNorm::none)
+      .value("head", cpu::HeadNorm::head)
+      .value("row", cpu::HeadNorm::row);
+  py::class_<cpu::AttentionView>(m, "AttentionView")
+      .def(py::init(&make_attention), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"),
+           py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"), py::arg("norm"),
+           py::arg("query_norm"), py::arg("key_norm"), py::arg("epsilon"), py::arg("clip"), py::arg("sinks"));
+  py::enum_<cpu::Scoring>(m, "Scoring")
+      .value("softmax", cpu::Scoring::softmax)
+      .value("sigmoid", cpu::Scoring::sigmoid);
+  py::class_<cpu::RouterView>(m, "RouterView")
+      .def(py::init(&make_router), py::arg("gate"), py::arg("top_k"), py::arg("scoring"),
+           py::arg("renormalise"), py::arg("scale"), py::arg("correction"), py::arg("groups"),
+           py::arg("top_groups"));
+
+  const auto release = py::call_guard<py::gil_scoped_release>();
+  engine.def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"), release)
+      .def("attention", run_attention, py::arg("layer"), py::arg("sequences"), py::arg("tokens"),
+           py::arg("x"), py::arg("out"), py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"),
+           py::arg("values"), py::arg("cache_type"), py::arg("cache_strides"), py::arg("past"),
+           py::arg("mask"), py::arg("mask_strides"), release)
+      .def("route", run_router, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("logits"),
+           py::arg("logits_type"), py::arg("weights"), py::arg("ids"), release)
+      .def("rms_norm", run_norm, py::arg("weight"), py::arg("width"), py::arg("epsilon"), py::arg("rows"),
+           py::arg("x"), py::arg("out"), release);
+}
+
+}  // namespace moerun

@@ -1,0 +1,214 @@
+"""Self-attention of a few tokens: from the hidden state to the hidden state, in one call to the core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from moerun import _core, tensors
+from moerun.dense.linear import Linear
+
+if TYPE_CHECKING:
+    from moerun.engine import Engine
+
+
+class HeadNorm(NamedTuple):
+    """RMS norms of queries and keys after their projection.
+
+    query, key
+        ``[head_dim]``: every head by itself (Qwen3); ``[heads * head_dim]`` and ``[kv_heads * head_dim]``: a
+        token's heads together (OLMoE).
+    """
+
+    query: Any
+    key: Any
+    epsilon: float
+
+
+class Attention:
+    """Grouped-query attention over a cache of keys and values (arXiv 2305.13245), all in fp32 but weights.
+
+    Parameters
+    ----------
+    engine
+        On whose threads it runs.
+    query, key, value, output
+        The projections: ``[heads * head_dim, H]``, twice ``[kv_heads * head_dim, H]``, and
+        ``[H, heads * head_dim]``. The first three in one format.
+    head_dim
+        Width of a head.
+    scale
+        What scores are multiplied by; None: ``head_dim ** -0.5``.
+    norm
+        Of queries and keys, or None.
+    clip
+        Projections are clamped to ``[-clip, clip]``; None: they are not.
+    sinks
+        ``[heads]`` a score of each head that has no value (gpt-oss), or None.
+
+    Raises
+    ------
+    ValueError
+        Sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        query: Linear,
+        key: Linear,
+        value: Linear,
+        output: Linear,
+        head_dim: int,
+        *,
+        scale: float | None = None,
+        norm: HeadNorm | None = None,
+        clip: float | None = None,
+        sinks: Any = None,
+    ) -> None:
+        self.heads, self.kv_heads = query.outputs // head_dim, key.outputs // head_dim
+        self.head_dim = head_dim
+        fits = (
+            query.outputs == self.heads * head_dim
+            and key.outputs == value.outputs == self.kv_heads * head_dim
+            and self.kv_heads > 0
+            and self.heads % self.kv_heads == 0
+            and output.inputs == query.outputs
+            and query.inputs == key.inputs == value.inputs
+        )
+        if not fits:
+            shapes = ", ".join(f"[{m.outputs}, {m.inputs}]" for m in (query, key, value, output))
+            raise ValueError(f"projections {shapes} do not make attention with heads of {head_dim}")
+        if not query.format == key.format == value.format:
+            formats = ", ".join(m.format for m in (query, key, value))
+            raise ValueError(f"query, key and value must have one number format, got {formats}")
+        self.engine = engine
+        self.projections = (query, key, value, output)
+        self._kept: list[Any] = []  # what the view points to
+
+        def floats(array: Any, what: str, *lengths: int) -> int:
+            if array is None:
+                return 0
+            copied = tensors.to_float32(tensors.on_host(tensors.as_array(array, what)))
+            if copied.ndim != 1 or copied.shape[0] not in lengths:
+                raise ValueError(f"{what} must be [{lengths[0]}], got {list(copied.shape)}")
+            self._kept.append(copied)
+            return int(copied.ctypes.data)
+
+        kind, widths = _core.HeadNorm.none, (head_dim, head_dim)
+        if norm is not None:
+            kind = _core.HeadNorm.head
+            if len(norm.query) != head_dim:
+                kind, widths = _core.HeadNorm.row, (query.outputs, key.outputs)
+        self._view = _core.AttentionView(
+            query=query.view,
+            key=key.view,
+            value=value.view,
+            output=output.view,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=head_dim,
+            scale=head_dim**-0.5 if scale is None else scale,
+            norm=kind,
+            query_norm=0 if norm is None else floats(norm.query, "norm.query", widths[0]),
+            key_norm=0 if norm is None else floats(norm.key, "norm.key", widths[1]),
+            epsilon=0.0 if norm is None else norm.epsilon,
+            clip=clip or 0.0,
+            sinks=floats(sinks, "sinks", self.heads),
+        )
+
+    def forward(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int, mask: Any = None) -> Any:
+        """Attention of new tokens, whose keys and values are written behind those that are there.
+
+        Parameters
+        ----------
+        x
+            ``[sequences, tokens, H]`` in host memory.
+        cos, sin
+            float32 ``[sequences * tokens, rotated]``: elements i and i + rotated / 2 of a head are a pair
+            that is turned (arXiv 2104.09864, as transformers lays it out); the rest of the head is not.
+        keys, values
+            ``[sequences, kv_heads, room, head_dim]`` of one float type, with heads of at least
+            ``past + tokens`` contiguous rows.
+        past
+            How many keys are there.
+        mask
+            bool ``[sequences, 1, tokens, at least past + tokens]``, True where a token sees a key; None: each
+            sees those up to its own.
+
+        Returns
+        -------
+        Like `x`.
+
+        Raises
+        ------
+        ValueError
+            What does not fit.
+        RuntimeError
+            The engine is closed.
+        """
+        sequences, tokens, width = x.shape
+        x_type = tensors.float_type(x, "x")
+        rows = tensors.with_contiguous_rows(x.reshape(-1, width))
+        out = tensors.empty_like(rows, (sequences * tokens, self.projections[3].outputs))
+        self._check(rows, cos, sin, keys, values, sequences, past + tokens)
+        mask_at, mask_strides = _place(mask, (sequences, 1, tokens), past + tokens)
+        of_keys = tensors.strides(keys)
+        self.engine._core.attention(
+            self._view,
+            sequences,
+            tokens,
+            (tensors.address(rows), x_type, tensors.strides(rows)[0]),
+            (tensors.address(out), x_type, out.shape[1]),
+            tensors.address(cos),
+            tensors.address(sin),
+            cos.shape[1],
+            tensors.address(keys),
+            tensors.address(values),
+            tensors.float_type(keys, "keys"),
+            (of_keys[0], of_keys[1]),
+            past,
+            mask_at,
+            mask_strides,
+        )
+        return out.reshape(sequences, tokens, -1)
+
+    def _check(
+        self, rows: Any, cos: Any, sin: Any, keys: Any, values: Any, sequences: int, total: int
+    ) -> None:
+        """Raises ValueError for what would read or write outside of the arrays."""
+        if rows.shape[1] != self.projections[0].inputs:
+            raise ValueError(f"x must be [..., {self.projections[0].inputs}], got {list(rows.shape)}")
+        angles = (rows.shape[0], cos.shape[1])
+        if tuple(cos.shape) != angles or tuple(sin.shape) != angles or angles[1] > self.head_dim:
+            raise ValueError(
+                f"cos and sin must be [{rows.shape[0]}, at most {self.head_dim}], "
+                f"got {list(cos.shape)} and {list(sin.shape)}"
+            )
+        shape = keys.shape
+        fits = (
+            tuple(values.shape) == tuple(shape)
+            and tensors.strides(keys) == tensors.strides(values)
+            and tensors.strides(keys)[2:] == (self.head_dim, 1)
+            and tuple(shape[:2]) == (sequences, self.kv_heads)
+            and shape[2] >= total
+        )
+        if not fits:
+            raise ValueError(
+                f"keys and values must be [{sequences}, {self.kv_heads}, at least {total}, {self.head_dim}] "
+                f"with contiguous heads, got {list(shape)} and {list(values.shape)}"
+            )
+
+
+def _place(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int]]:
+    """Address of a mask, and its elements from sequence to sequence and from token to token."""
+    if mask is None:
+        return 0, (0, 0)
+    strides = tensors.strides(mask)
+    if tuple(mask.shape[:3]) != shape or mask.shape[3] < keys or strides[3] != 1:
+        raise ValueError(
+            f"mask must be {[*shape, keys]} with contiguous rows, "
+            f"got {list(mask.shape)} with strides {strides}"
+        )
+    if tensors.dtype_name(mask) != "bool":
+        raise ValueError(f"mask must be bool, got {tensors.dtype_name(mask)}")
+    return tensors.address(mask), (strides[0], strides[2])

@@ -1,0 +1,173 @@
+"""Self-attention of a few tokens in the engine: a decode step of a transformers model.
+
+transformers' own code makes some thirty small operations of it, and copies all keys and values to add those
+of one token. Here it is one call, and keys and values get room to grow (_make_room). What it does not take
+goes on as before: long prompts, caches of other kinds (sliding windows, static, quantised), models that were
+asked for another attention than "sdpa", and multi-head latent attention.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from moerun.dense import Attention, HeadNorm
+from moerun.hf.dense import linear_of, may_skip_torch, mix_in, modules_of
+from moerun.hf.held import Held
+
+if TYPE_CHECKING:
+    from moerun.engine import Engine
+
+MOST_TOKENS = 8  # of a sequence; heuristic: where torch's kernel for many queries catches up
+LEAST_ROOM = 256  # keys
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_NORMS = ("q_norm", "k_norm")
+# transformers' modules whose arithmetic dense.Attention has.
+_KNOWN = ("Qwen3MoeAttention", "Qwen2MoeAttention", "OlmoeAttention", "MixtralAttention", "Glm4MoeAttention")
+
+
+class _EngineAttention(torch.nn.Module):
+    moerun_attention: Held[Attention]
+    config: Any
+    layer_idx: int
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        **others: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        plain = _usable(attention_mask, hidden_states) and not others.get("output_attentions")
+        layer = self._cache_layer(hidden_states, past_key_values) if plain else None
+        if layer is not None:
+            sequences, tokens = hidden_states.shape[:2]
+            past = layer.keys.shape[2]
+            keys, values = _make_room(layer, tokens)
+            cos, sin = _as_rows(position_embeddings, sequences)
+            return self.moerun_attention.value.forward(
+                hidden_states, cos, sin, keys, values, past, attention_mask
+            ), None
+        return super().forward(
+            hidden_states=hidden_states,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **others,
+        )
+
+    def _cache_layer(self, x: torch.Tensor, cache: Any) -> Any:
+        """This layer's keys and values, if everything here is as it was when the engine took it."""
+        if x.shape[1] > MOST_TOKENS or not may_skip_torch(x) or self.config._attn_implementation != "sdpa":
+            return None
+        if self.training or not isinstance(cache, DynamicCache) or len(cache.layers) <= self.layer_idx:
+            return None
+        layer: Any = cache.layers[self.layer_idx]
+        if not _is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
+            return None
+        modules = self._modules
+        for name, linear in zip(_PROJECTIONS, self.moerun_attention.value.projections, strict=True):
+            if linear_of(modules[name]) is not linear:
+                return None
+        for name in _NORMS:
+            norm = modules.get(name)
+            if norm is not None and (norm._forward_hooks or norm._forward_pre_hooks):
+                return None
+        return layer
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a layer of a cache keeps all keys and values of a prompt that it has seen."""
+    return type(layer) is DynamicLayer and layer.is_initialized and layer.keys.ndim == 4
+
+
+def _usable(mask: torch.Tensor | None, x: torch.Tensor) -> bool:
+    if mask is None:
+        return True
+    return mask.dtype is torch.bool and mask.ndim == 4 and mask.shape[:3] == (x.shape[0], 1, x.shape[1])
+
+
+def _as_rows(
+    embeddings: tuple[torch.Tensor, torch.Tensor], sequences: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [1 or sequences, tokens, width] as float32 [sequences * tokens, width].
+
+    All layers of a step get the same two tensors, so the result is kept beside the first.
+    """
+    cos, sin = embeddings
+    kept = getattr(cos, "_moerun_rows", None)
+    if kept is None or kept[0] is not sin or kept[1].shape[0] != sequences * cos.shape[1]:
+        rows = (t.float().expand(sequences, -1, -1).reshape(-1, t.shape[-1]).contiguous() for t in embeddings)
+        kept = cos._moerun_rows = (sin, *rows)  # type: ignore[attr-defined]
+    return kept[1], kept[2]
+
+
+def _make_room(layer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lengthens a layer's keys and values by `tokens`, whose contents are yet to be written.
+
+    The layer's tensors become the front of longer ones, [sequences, heads, room, width], which are returned.
+    Everything that transformers does with them (cropping, selecting, copying) stays as it is; where they are
+    not the front of ours any more, they are copied once.
+    """
+    past = layer.keys.shape[2]
+    rooms = layer.__dict__.get("moerun_rooms")
+    if rooms is None or not _is_front(layer.keys, rooms[0]) or not _is_front(layer.values, rooms[1]):
+        rooms = None
+    if rooms is None or past + tokens > rooms[0].shape[2]:
+        sequences, heads, _, width = layer.keys.shape
+        room = past + max(past // 2, LEAST_ROOM) + tokens
+        rooms = tuple(t.new_empty((sequences, heads, room, width)) for t in (layer.keys, layer.values))
+        rooms[0][:, :, :past] = layer.keys
+        rooms[1][:, :, :past] = layer.values
+        layer.moerun_rooms = rooms
+    layer.keys = rooms[0].narrow(2, 0, past + tokens)
+    layer.values = rooms[1].narrow(2, 0, past + tokens)
+    return rooms
+
+
+def _is_front(part: torch.Tensor, room: torch.Tensor) -> bool:
+    return (
+        part.data_ptr() == room.data_ptr()
+        and part.stride() == room.stride()
+        and part.shape[:2] == room.shape[:2]
+        and part.dtype is room.dtype
+    )
+
+
+def attach_attention_steps(model: torch.nn.Module, engine: Engine) -> int:
+    """Lets the engine take decode steps of attention modules that it knows; returns how many.
+
+    Their projections must have been given to the engine before (attach_linears).
+    """
+    count = 0
+    for module in modules_of(model):
+        if type(module).__name__ not in _KNOWN:
+            continue
+        linears = [linear for name in _PROJECTIONS if (linear := linear_of(module._modules[name]))]
+        if len(linears) < len(_PROJECTIONS) or len({m.format for m in linears[:3]}) > 1:
+            continue
+        query, key, value, output = linears
+        norm = None
+        if "q_norm" in module._modules:
+            norm = HeadNorm(
+                module.q_norm.weight.detach(), module.k_norm.weight.detach(), module.q_norm.variance_epsilon
+            )
+        attention = Attention(
+            engine,
+            query,
+            key,
+            value,
+            output,
+            module.head_dim,
+            scale=module.scaling,
+            norm=norm,
+            clip=getattr(module.config, "clip_qkv", None),
+        )
+        module.moerun_attention = Held(attention, 0)
+        mix_in(_EngineAttention, module)
+        count += 1
+    return count
