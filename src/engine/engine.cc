@@ -56,10 +56,11 @@ int threads_of(const EngineOptions& options) {
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       kernels_(cpu::choose_kernels(options.isa)),
-      forward_(kernels_, threads_of(options)),
+      forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
+      decoder_(kernels_, attention_, router_, forward_),
       gpu_options_(options.gpu) {
   if (!gpu_options_) {
     scheduler_ = std::make_unique<Scheduler>();
@@ -71,6 +72,7 @@ Engine::Engine(const EngineOptions& options)
                              .cache = gpu.cache,
                              .prefetch = gpu.prefetch,
                              .time_every = gpu.time_every,
+                             .history = gpu.history,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
   context_ = context;
   hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
@@ -107,7 +109,13 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
+  const cpu::NodeSplit& split = forward_.split();
+  Placement placement;
+  if (split.nodes() > 1 && !gpu_options_)  // page-locked memory cannot be moved
+    placement = place(bytes_of_nodes(experts, shape.format, shape.hidden, shape.inter, split), split);
   const std::lock_guard lock(mutex_);
+  placement_.placed_bytes += placement.placed_bytes;
+  placement_.elsewhere_bytes += placement.elsewhere_bytes;
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
@@ -211,15 +219,33 @@ policy::CostModel Engine::cost(const Layer& layer) const {
   return hybrid().cost(layer.index());
 }
 
+// While mutex_ is held.
+template <class Work>
+void Engine::time_dense(const char* name, int64_t tokens, Work&& work) {
+  const auto begin = cpu::Clock::now();
+  work();
+  const auto end = cpu::Clock::now();
+  dense_seconds_ += std::chrono::duration<double>(end - begin).count();
+  trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+}
+
 template <class Work>
 void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   run_here([&] {
     const std::lock_guard lock(mutex_);
-    const auto begin = cpu::Clock::now();
-    work();
-    const auto end = cpu::Clock::now();
-    dense_seconds_ += std::chrono::duration<double>(end - begin).count();
-    trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+    time_dense(name, tokens, work);
+  });
+}
+
+void Engine::decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch) {
+  if (gpu_options_) throw InvalidState("whole decoder layers run in engines without a GPU only");
+  view.experts = experts.view();
+  run_here([&] {
+    const std::lock_guard lock(mutex_);
+    time_dense("attention", batch.sequences * batch.tokens, [&] { decoder_.attend(view, batch); });
+    Bookkeeper bookkeeper(experts, trace_);
+    decoder_.run_experts(view, batch, bookkeeper);
+    ++experts.stats.batches;
   });
 }
 
@@ -284,17 +310,21 @@ void Engine::keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bo
   });
 }
 
-void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {
+void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance) {
   check_usable();
-  if (!gpu_options_) return;
-  const auto experts = static_cast<size_t>(layer->shape().num_experts);
-  if (loads.size() != experts || ranks.size() != experts)
-    throw InvalidArgument("a hint needs a load and a rank for each of the layer's " +
-                          std::to_string(experts) + " experts");
-  scheduler_->submit([this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks)] {
-    const std::lock_guard lock(mutex_);
-    hybrid_->hint(layer->index(), loads, ranks);
-  });
+  if (!gpu_options_ || ids.empty()) return;
+  const int64_t experts = layer->shape().num_experts;
+  std::vector<int32_t> loads(experts, 0), ranks(experts, static_cast<int32_t>(k));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= experts) continue;
+    ++loads[ids[i]];
+    ranks[ids[i]] = std::min(ranks[ids[i]], static_cast<int32_t>(static_cast<int64_t>(i) % k));
+  }
+  scheduler_->submit(
+      [this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks), distance] {
+        const std::lock_guard lock(mutex_);
+        hybrid_->hint(layer->index(), loads, ranks, distance);
+      });
 }
 
 void Engine::compute(Layer& layer, const cpu::Batch& batch, Job* on_device) {
@@ -325,8 +355,10 @@ EngineStats Engine::stats() const {
   s.cpu_threads = forward_.team().size();
   s.isa = kernels_.isa;
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
-                      router_.workspace_bytes();
+                      router_.workspace_bytes() + decoder_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
+  s.numa_nodes = forward_.split().nodes();
+  s.placement = placement_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;
   return s;

@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "cpu/attention_forward.h"
+#include "cpu/decoder_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
 #include "cpu/router_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
+#include "src/expert_store/node_placement.h"
 #include "src/scheduler/hybrid_forward.h"
 #include "src/scheduler/scheduler.h"
 #include "src/trace/trace.h"
@@ -33,6 +35,8 @@ struct EngineStats {
   std::string isa;
   int64_t workspace_bytes = 0;
   double dense_seconds = 0;  // spent in what stands around the experts
+  int numa_nodes = 1;        // that the threads run on
+  Placement placement;       // of experts, where there are several nodes
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
@@ -77,9 +81,11 @@ class Engine {
   // each other, and out, of x's type, may overlap nothing. Throws InvalidState without a GPU, GpuError.
   JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream);
 
-  // What is predicted of the layer's next batch (HybridForward::hint): queued behind what was submitted. Does
-  // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
-  void hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks);
+  // What is predicted of the layer's next batch: the experts that each token will probably choose, the most
+  // probable first, ids [tokens, k]; made `distance` layers before, or when the last one ran (0). Ids outside
+  // of 0 .. E - 1 are skipped. Queued behind what was submitted. Does nothing without a GPU. A failing driver
+  // empties the cache, and if it stays so, the next batch says it.
+  void hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance);
 
   // What stands around the experts, on the engine's threads; computes before it returns. Throws as forward
   // does.
@@ -91,6 +97,10 @@ class Engine {
   // While kept, experts that are in the GPU's cache stay there, unless a batch cannot do without their slots.
   // Queued behind what was submitted. Does nothing without a GPU.
   void keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bool kept);
+
+  // A whole decoder layer, whose `view.experts` is set from `experts`. Throws InvalidState in an engine with
+  // a GPU.
+  void decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch);
 
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
@@ -109,6 +119,8 @@ class Engine {
   template <class Work>
   void run_on_scheduler(Work&& work);
   template <class Work>
+  void time_dense(const char* name, int64_t tokens, Work&& work);
+  template <class Work>
   void run_dense(const char* name, int64_t tokens, Work&& work);
   template <class Work>
   void run_where_batches_run(Work&& work);
@@ -122,7 +134,9 @@ class Engine {
   cpu::LinearForward linear_;
   cpu::AttentionForward attention_;
   cpu::RouterForward router_;
+  cpu::DecoderForward decoder_;
   double dense_seconds_ = 0;
+  Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;

@@ -27,6 +27,7 @@ struct GpuOptions {
   policy::CachePolicy cache = policy::CachePolicy::mrs;
   bool prefetch = true;
   int64_t time_every = 1;  // batches
+  bool history = false;    // predictions (HybridOptions)
   bool pin = true;         // the experts' host memory
   GpuBudget budget;
 };

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import moerun.hf
 from fake_driver import FakeDriver
 from random_prompts import padded
 
+DEMO = Path(__file__).parents[2] / "examples" / "pycode-moe"
 OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
 
 
@@ -25,8 +27,6 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False}
 def test_tokens_are_those_of_the_cpu(
     gpu: FakeDriver, demo: PreTrainedModel, big_little: moerun.BigLittle, schedule: str
 ) -> None:
-    from conftest import DEMO
-
     settings = {"device": "cuda", "gpu_cache": "2MiB", "schedule": schedule, "cpu_threads": 1}
     model = moerun.hf.from_pretrained(DEMO, dtype="fp32", **settings)
     prompt = padded([9], seed=2)

@@ -194,7 +194,7 @@ class OnDevice {
 class Engine {
  public:
   Engine(policy::SplitMethod schedule, int64_t slots)
-      : cpu_(cpu::ref_kernels(), 2),
+      : cpu_(cpu::ref_kernels(), cpu::NodeSplit(cpu::one_node(), 2)),
         hybrid_({.schedule = schedule, .cache_bytes = slots * layout().bytes},
                 cuda::Context::open(cuda::open_driver()), cpu::ref_kernels(), cpu_, trace_) {}
 
@@ -222,7 +222,7 @@ class Engine {
   }
   // Whether the last result of `batch` is right.
   static bool right(int layer, Batch& batch) {
-    cpu::MoeForward alone(cpu::ref_kernels(), 1);
+    cpu::MoeForward alone(cpu::ref_kernels(), cpu::NodeSplit(cpu::one_node(), 1));
     Ignore ignore;
     Batch again = batch;
     alone.run(view_of(weights()[layer].views), again.view(), ignore);

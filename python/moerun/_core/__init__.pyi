@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -244,7 +244,7 @@ class BlobLayout:
 
 class GpuOptions:
 
-    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, history: bool=False, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
         ...
 
 class CompiledKernel:
@@ -373,7 +373,7 @@ class Engine:
     def add_layer(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, owner: typing.Any) -> Layer:
         ...
 
-    def attention(self, layer: AttentionView, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, keys: typing.SupportsInt | typing.SupportsIndex, values: typing.SupportsInt | typing.SupportsIndex, cache_type: DType, cache_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def attention(self, layer: AttentionView, batch: AttentionBatch) -> None:
         ...
 
     def close(self) -> None:
@@ -382,10 +382,13 @@ class Engine:
     def cost(self, layer: Layer) -> policy.CostModel:
         ...
 
+    def decode(self, experts: Layer, layer: DecoderView, batch: AttentionBatch) -> None:
+        ...
+
     def forward(self, layer: Layer, batch: Batch) -> None:
         ...
 
-    def hint(self, layer: Layer, loads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], ranks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def hint(self, layer: Layer, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], distance: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
     def keep(self, layer: Layer, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], kept: bool) -> None:
@@ -547,6 +550,11 @@ class AttentionView:
     def __init__(self, query: LinearView, key: LinearView, value: LinearView, output: LinearView, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, norm: HeadNorm, query_norm: typing.SupportsInt | typing.SupportsIndex, key_norm: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex, clip: typing.SupportsFloat | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
+class AttentionBatch:
+
+    def __init__(self, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, keys: typing.SupportsInt | typing.SupportsIndex, values: typing.SupportsInt | typing.SupportsIndex, cache_type: DType, cache_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
 class Scoring:
     """
     Members:
@@ -612,6 +620,11 @@ class RouterView:
     def __init__(self, gate: LinearView, top_k: typing.SupportsInt | typing.SupportsIndex, scoring: Scoring, renormalise: bool, scale: typing.SupportsFloat | typing.SupportsIndex, correction: typing.SupportsInt | typing.SupportsIndex, groups: typing.SupportsInt | typing.SupportsIndex, top_groups: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
+class DecoderView:
+
+    def __init__(self, attention_norm: typing.SupportsInt | typing.SupportsIndex, attention_epsilon: typing.SupportsFloat | typing.SupportsIndex, attention: AttentionView, expert_norm: typing.SupportsInt | typing.SupportsIndex, expert_epsilon: typing.SupportsFloat | typing.SupportsIndex, router: RouterView) -> None:
+        ...
+
 class MappedFile:
     """
     One file, mapped read-only; a read-only buffer of its bytes. CheckpointError if it cannot be mapped or is not expected_bytes long.
@@ -641,6 +654,71 @@ class MappedFile:
         Length in bytes.
         """
 
+class DotType:
+    """
+    What the multiply-adds of a kernel multiply.
+    
+    Members:
+    
+      fp32
+    
+      bf16
+    
+      int8
+    """
+    __members__: typing.ClassVar[dict[str, DotType]]
+    bf16: typing.ClassVar[DotType]
+    fp32: typing.ClassVar[DotType]
+    int8: typing.ClassVar[DotType]
+
+    @typing.overload
+    def __eq__(self, other: DotType) -> bool:
+        ...
+
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+
+    def __getstate__(self) -> int:
+        ...
+
+    def __hash__(self) -> int:
+        ...
+
+    def __index__(self) -> int:
+        ...
+
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __int__(self) -> int:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: DotType) -> bool:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def value(self) -> int:
+        ...
+
 class LimitMeter:
     """
     Measures the machine's limits one slice of time a call.
@@ -649,9 +727,14 @@ class LimitMeter:
     def __init__(self, threads: typing.SupportsInt | typing.SupportsIndex, buffer_bytes: typing.SupportsInt | typing.SupportsIndex, isa: str='') -> None:
         ...
 
-    def dot(self, type: DType, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float:
+    def dot(self, type: DotType, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float:
         """
         GFLOP/s of multiply-adds in registers.
+        """
+
+    def dot_type(self, format: WeightFormat) -> DotType:
+        """
+        What many tokens of bf16 with weights of a format are multiplied as.
         """
 
     def read(self, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float:
@@ -660,7 +743,7 @@ class LimitMeter:
         """
 
     @property
-    def dot_types(self) -> list[DType]:
+    def dot_types(self) -> list[DotType]:
         ...
 
 class CacheTable:
@@ -732,12 +815,12 @@ def choose_isa(isa: str='') -> str:
 
 def cpu_info() -> dict:
     """
-    Processor, usable cores, caches (bytes) and instruction sets.
+    Processor, usable cores, memory nodes, caches (bytes) and instruction sets.
     """
 
 def measure_limits(threads: typing.SupportsInt | typing.SupportsIndex, buffer_bytes: typing.SupportsInt | typing.SupportsIndex, isa: str='', seconds: typing.SupportsFloat | typing.SupportsIndex=1.0, repeats: typing.SupportsInt | typing.SupportsIndex=9) -> dict:
     """
-    Read bandwidth (GB/s) and dot-product peak (GFLOP/s by format), each measured for `seconds`.
+    Read bandwidth (GB/s) and dot-product peaks (GFLOP/s by what is multiplied), each measured for `seconds`.
     """
 
 def openmp_runtime() -> str:
@@ -758,6 +841,11 @@ def quantise(layout: BlobLayout, dtype: DType, gate: typing.Annotated[numpy.typi
 def quantise_matrix(layout: MatrixLayout, dtype: DType, weight: typing.SupportsInt | typing.SupportsIndex, strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], blob: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='') -> None:
     """
     Writes the matrix at `weight` into the blob. threads 0: all usable cores.
+    """
+
+def read_nodes(folder: str, usable: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list:
+    """
+    Memory nodes with their usable processors, from a folder laid out as /sys/devices/system/node.
     """
 
 def set_openmp_hint(path: str) -> None:

@@ -31,7 +31,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="what this machine has and can do, and what is missing",
         description="Shows processor, kernels, memory, software and GPU, measures the read bandwidth and the "
-        "dot-product peak (about 6 seconds), and says what to put right.",
+        "dot-product peaks (about 8 seconds), and says what to put right.",
     )
     parser.add_argument("--quick", action="store_true", help="measure for a tenth of the time, less exactly")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -183,13 +183,16 @@ def machine_rows(report: dict[str, Any]) -> list[list[str]]:
     caches = [f"L1d {text.size(cpu['l1d_bytes'])}", f"L2 {text.size(cpu['l2_bytes'])}"]
     if cpu["l3_bytes"]:
         caches.append(f"L3 {text.size(cpu['l3_bytes'])}")
+    nodes = text.plural(len(cpu["nodes"]), "NUMA node")
+    if len(cpu["nodes"]) > 1:
+        nodes += " (" + "; ".join(f"node {n['id']}: {cpu_list(n['cpus'])}" for n in cpu["nodes"]) + ")"
     others = [isa for isa in kernels["available"] if isa != kernels["chosen"]]
     also = f" (also here: {', '.join(others)})" if others else ""
     return [
         ["Processor", cpu["model"]],
         [
             "  cores",
-            f"{cpu['usable_cores']} usable, {text.plural(cpu['numa_nodes'], 'NUMA node')}",
+            f"{cpu['usable_cores']} usable, {nodes}",
         ],
         ["  caches", ", ".join(caches)],
         ["  instructions", ", ".join(cpu["instruction_sets"]) or "none beyond x86-64"],
@@ -202,6 +205,17 @@ def machine_rows(report: dict[str, Any]) -> list[list[str]]:
     ]
 
 
+def cpu_list(cpus: list[int]) -> str:
+    """``cpu_list([0, 1, 2, 8]) == "0-2,8"``; ascending numbers."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and cpu == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], cpu]
+        else:
+            ranges.append([cpu])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
+
+
 def limit_rows(limits: list[dict[str, Any]]) -> list[list[str]]:
     """Measured limits, one row per quantity and number of threads."""
 
@@ -212,7 +226,8 @@ def limit_rows(limits: list[dict[str, Any]]) -> list[list[str]]:
     rows = [["Limits, measured", "", "threads", "median", "best", "spread"]]
     rows += [row("memory read", "GB/s", m["threads"], m["read_gb_per_s"]) for m in limits]
     for dtype in limits[0]["dot_gflop_per_s"]:
-        rows += [row(f"dot {dtype}", "GFLOP/s", m["threads"], m["dot_gflop_per_s"][dtype]) for m in limits]
+        unit = "GOP/s" if dtype == "int8" else "GFLOP/s"
+        rows += [row(f"dot {dtype}", unit, m["threads"], m["dot_gflop_per_s"][dtype]) for m in limits]
     return rows
 
 
