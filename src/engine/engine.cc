@@ -60,6 +60,7 @@ Engine::Engine(const EngineOptions& options)
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
+      decoder_(kernels_, attention_, router_, forward_),
       gpu_options_(options.gpu) {
   if (!gpu_options_) {
     scheduler_ = std::make_unique<Scheduler>();
@@ -206,15 +207,33 @@ policy::CostModel Engine::cost(const Layer& layer) const {
   return hybrid().cost(layer.index());
 }
 
+// While mutex_ is held.
+template <class Work>
+void Engine::time_dense(const char* name, int64_t tokens, Work&& work) {
+  const auto begin = cpu::Clock::now();
+  work();
+  const auto end = cpu::Clock::now();
+  dense_seconds_ += std::chrono::duration<double>(end - begin).count();
+  trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+}
+
 template <class Work>
 void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   run_here([&] {
     const std::lock_guard lock(mutex_);
-    const auto begin = cpu::Clock::now();
-    work();
-    const auto end = cpu::Clock::now();
-    dense_seconds_ += std::chrono::duration<double>(end - begin).count();
-    trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+    time_dense(name, tokens, work);
+  });
+}
+
+void Engine::decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch) {
+  if (gpu_options_) throw InvalidState("whole decoder layers run in engines without a GPU only");
+  view.experts = experts.view();
+  run_here([&] {
+    const std::lock_guard lock(mutex_);
+    time_dense("attention", batch.sequences * batch.tokens, [&] { decoder_.attend(view, batch); });
+    Bookkeeper bookkeeper(experts, trace_);
+    decoder_.run_experts(view, batch, bookkeeper);
+    ++experts.stats.batches;
   });
 }
 
@@ -285,7 +304,7 @@ EngineStats Engine::stats() const {
   s.cpu_threads = forward_.team().size();
   s.isa = kernels_.isa;
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
-                      router_.workspace_bytes();
+                      router_.workspace_bytes() + decoder_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/attention_forward.h"
+#include "cpu/decoder_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
@@ -84,6 +85,10 @@ class Engine {
   void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
   void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
+  // A whole decoder layer, whose `view.experts` is set from `experts`. Throws InvalidState in an engine with
+  // a GPU.
+  void decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch);
+
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
 
@@ -101,6 +106,8 @@ class Engine {
   template <class Work>
   void run_on_scheduler(Work&& work);
   template <class Work>
+  void time_dense(const char* name, int64_t tokens, Work&& work);
+  template <class Work>
   void run_dense(const char* name, int64_t tokens, Work&& work);
   template <class Work>
   void run_where_batches_run(Work&& work);
@@ -114,6 +121,7 @@ class Engine {
   cpu::LinearForward linear_;
   cpu::AttentionForward attention_;
   cpu::RouterForward router_;
+  cpu::DecoderForward decoder_;
   double dense_seconds_ = 0;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;

@@ -101,7 +101,7 @@ class Attention:
             kind = _core.HeadNorm.head
             if len(norm.query) != head_dim:
                 kind, widths = _core.HeadNorm.row, (query.outputs, key.outputs)
-        self._view = _core.AttentionView(
+        self.view = _core.AttentionView(
             query=query.view,
             key=key.view,
             value=value.view,
@@ -149,19 +149,31 @@ class Attention:
         RuntimeError
             The engine is closed.
         """
+        batch, out, rows = self.batch(x, cos, sin, keys, values, past, mask)
+        self.engine._core.attention(self.view, batch)
+        del rows
+        return out
+
+    def batch(
+        self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int, mask: Any
+    ) -> tuple[_core.AttentionBatch, Any, Any]:
+        """forward's arguments as the core takes them, where it will write what forward returns, and x's rows.
+
+        The batch holds addresses only: who calls keeps all of it until the core is done. Raises as forward
+        does.
+        """
         self._check(x, cos, sin, keys, values, past)
         sequences, tokens, width = x.shape
         x_type = tensors.float_type(x, "x")
         rows = tensors.with_contiguous_rows(x.reshape(-1, width))
-        out = tensors.empty_like(rows, (sequences * tokens, self.projections[3].outputs))
+        out = tensors.empty_like(rows, (sequences, tokens, self.projections[3].outputs))
         mask_at, mask_strides = _place(mask, (sequences, 1, tokens), past + tokens)
         of_keys = tensors.strides(keys)
-        self.engine._core.attention(
-            self._view,
+        batch = _core.AttentionBatch(
             sequences,
             tokens,
             (tensors.address(rows), x_type, tensors.strides(rows)[0]),
-            (tensors.address(out), x_type, out.shape[1]),
+            (tensors.address(out), x_type, out.shape[2]),
             tensors.address(cos),
             tensors.address(sin),
             cos.shape[1],
@@ -173,7 +185,7 @@ class Attention:
             mask_at,
             mask_strides,
         )
-        return out.reshape(sequences, tokens, out.shape[1])
+        return batch, out, rows
 
     def _check(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int) -> None:
         """Raises ValueError for what would read or write outside of the arrays."""

@@ -84,7 +84,7 @@ class Router:
                 raise ValueError(
                     f"correction must be [{self.gate.outputs}], got {list(self._correction.shape)}"
                 )
-        self._view = _core.RouterView(
+        self.view = _core.RouterView(
             self.gate.view,
             top_k=top_k,
             scoring=getattr(_core.Scoring, scoring),
@@ -119,7 +119,7 @@ class Router:
             ids = np.empty((tokens, self.top_k), np.int64)
             logits = np.empty((tokens, self.gate.outputs), np.float32 if self.float32_logits else rows.dtype)
         self.engine._core.route(
-            self._view,
+            self.view,
             tokens=tokens,
             x=(tensors.address(rows), x_type, tensors.strides(rows)[0]),
             logits=tensors.address(logits),

@@ -208,6 +208,7 @@ def _attach(
     """Gives the model its experts, and what the CPU is to run of the rest to the engine's kernels."""
     from moerun.hf.attention import attach_attention
     from moerun.hf.attention_step import attach_attention_steps
+    from moerun.hf.decoder_step import attach_decoder_steps
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import attach_layers
     from moerun.hf.norm import attach_norms
@@ -224,6 +225,8 @@ def _attach(
         attach_norms(model, engine)
         attach_attention_steps(model, engine)
         attach_routers(model, engine)
+        if engine.gpu is None:
+            attach_decoder_steps(model, engine)
     model.moerun_engine = engine  # type: ignore[assignment]
 
 

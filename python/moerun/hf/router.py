@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.dense import Router
-from moerun.hf.dense import may_skip_torch, mix_in, modules_of
+from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
 from moerun.hf.original import Original
 
@@ -44,23 +44,31 @@ _OPTIONS: dict[str, tuple[Callable[[Any], dict[str, Any]], bool]] = {
 }
 
 
-class _EngineRouter(torch.nn.Module):
+class EngineRouter(torch.nn.Module):
     moerun_router: Held[Router]
     moerun_originals: tuple[Original, ...]
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if may_skip_torch(hidden_states) and self._is_unchanged():
+        if may_skip_torch(hidden_states) and self.unchanged():
             rows = hidden_states.reshape(-1, hidden_states.shape[-1])
             return tuple(self.moerun_router.value.forward(rows))
         return super().forward(hidden_states)
 
-    def _is_unchanged(self) -> bool:
+    def unchanged(self) -> bool:
+        """Whether parameters and buffers are those that the engine reads or has copied."""
         return all(o.is_still(t) for o, t in zip(self.moerun_originals, _tensors(self), strict=True))
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     """Parameters and buffers."""
     return [t for part in (module._parameters, module._buffers) for t in part.values() if t is not None]
+
+
+def router_of(module: Any) -> Router | None:
+    """The engine's router of a module, if calling the module would do nothing else than run it."""
+    if not isinstance(module, EngineRouter) or is_watched(module) or not module.unchanged():
+        return None
+    return module.moerun_router.value
 
 
 def attach_routers(model: torch.nn.Module, engine: Engine) -> int:
@@ -76,6 +84,6 @@ def attach_routers(model: torch.nn.Module, engine: Engine) -> int:
         )
         module.moerun_router = Held(router, 0)
         module.moerun_originals = tuple(map(Original, _tensors(module)))
-        mix_in(_EngineRouter, module)
+        mix_in(EngineRouter, module)
         count += 1
     return count
