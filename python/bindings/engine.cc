@@ -86,6 +86,9 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
   return batch;
 }
 
+// [tokens, k]
+using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
 // As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
 using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double>>;
 using CopyTuples = std::vector<std::tuple<int64_t, double>>;
@@ -102,17 +105,19 @@ CopyTuples tuples_of(const std::vector<policy::CopyPoint>& points) {
   return out;
 }
 
-// Waits in slices, so that Ctrl-C is seen.
-void wait(Job& job) {
+// Waits in slices, so that Ctrl-C is seen. After work on the device only until it is enqueued: then its
+// stream waits.
+void wait(const JobRef& job) {
   constexpr std::chrono::milliseconds kSlice{50};
   for (bool done = false; !done;) {
     {
       const py::gil_scoped_release release;
-      done = job.wait_for(kSlice);
+      done = job->wait_for(kSlice);
     }
     if (!done && PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
-  job.rethrow();
+  job->rethrow();
+  if (StreamOrder* order = job->order()) order->join();
 }
 
 py::dict to_dict(const LayerStats& s) {
@@ -148,6 +153,8 @@ py::dict to_dict(const HybridStats& s) {
   d["prefetches_cancelled"] = s.dma.cancelled;
   d["prefetches_used"] = s.cache.prefetch_used;
   d["prefetches_wasted"] = s.cache.prefetch_wasted;
+  d["predictions"] = std::vector<int64_t>(s.predictions.made.begin(), s.predictions.made.end());
+  d["predictions_correct"] = std::vector<int64_t>(s.predictions.correct.begin(), s.predictions.correct.end());
   d["h2d_bytes_per_second"] = s.dma.bytes_per_second();
   d["planned_seconds"] = s.work.planned_seconds;
   d["observed_seconds"] = s.work.observed_seconds;
@@ -168,6 +175,11 @@ py::dict to_dict(const EngineStats& s) {
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
   d["dense_seconds"] = s.dense_seconds;
+  py::dict numa;
+  numa["nodes"] = s.numa_nodes;
+  numa["placed_bytes"] = s.placement.placed_bytes;
+  numa["elsewhere_bytes"] = s.placement.elsewhere_bytes;
+  d["numa"] = numa;
   d["layers"] = layers;
   if (s.gpu) d["gpu"] = to_dict(*s.gpu);
   return d;
@@ -190,8 +202,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("index", &Layer::index)
       .def_property_readonly("expert_bytes", &Layer::expert_bytes);
 
-  py::class_<Job, std::shared_ptr<Job>>(m, "Job").def("wait", wait).def("done", [](Job& job) {
-    return job.wait_for(std::chrono::milliseconds(0));
+  py::class_<JobRef>(m, "Job").def("wait", wait).def("done", [](const JobRef& job) {
+    return job->wait_for(std::chrono::milliseconds(0));
   });
 
   py::class_<cpu::Batch>(m, "Batch")
@@ -276,12 +288,17 @@ void bind_engine(py::module_& m) {
             (*e).forward(*layer, b);
           },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
+      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"),
+           py::arg("stream") = std::nullopt)
       .def(
           "hint",
-          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
-             std::vector<int32_t> ranks) { (*e).hint(layer, std::move(loads), std::move(ranks)); },
-          py::arg("layer"), py::arg("loads"), py::arg("ranks"), py::call_guard<py::gil_scoped_release>())
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const Ids& ids, int32_t distance) {
+            const std::span<const int64_t> given(ids.data(), static_cast<size_t>(ids.size()));
+            const int64_t k = ids.ndim() == 2 ? ids.shape(1) : 0;
+            const py::gil_scoped_release release;
+            (*e).hint(layer, given, k, distance);
+          },
+          py::arg("layer"), py::arg("ids"), py::arg("distance"))
       .def("stats",
            [](PythonEngine& e) {
              EngineStats s;
@@ -294,8 +311,7 @@ void bind_engine(py::module_& m) {
       .def(
           "write_trace", [](PythonEngine& e, const std::string& path) { (*e).write_trace(path); },
           py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def(
-          "close", [](PythonEngine& e) { (*e).close(); }, py::call_guard<py::gil_scoped_release>())
+      .def("close", &PythonEngine::close)
       .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
   bind_dense(m, engine);
 }

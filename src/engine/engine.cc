@@ -56,7 +56,7 @@ int threads_of(const EngineOptions& options) {
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       kernels_(cpu::choose_kernels(options.isa)),
-      forward_(kernels_, threads_of(options)),
+      forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
@@ -71,7 +71,9 @@ Engine::Engine(const EngineOptions& options)
   const HybridOptions hybrid{.schedule = gpu.schedule,
                              .cache = gpu.cache,
                              .prefetch = gpu.prefetch,
+                             .history = gpu.history,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
+  context_ = context;
   hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
   scheduler_ = std::make_unique<Scheduler>([this] {
     const std::lock_guard lock(mutex_);
@@ -105,7 +107,13 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
+  const cpu::NodeSplit& split = forward_.split();
+  Placement placement;
+  if (split.nodes() > 1 && !gpu_options_)  // page-locked memory cannot be moved
+    placement = place(bytes_of_nodes(experts, shape.format, shape.hidden, shape.inter, split), split);
   const std::lock_guard lock(mutex_);
+  placement_.placed_bytes += placement.placed_bytes;
+  placement_.elsewhere_bytes += placement.elsewhere_bytes;
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
@@ -118,7 +126,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
 
 HybridForward& Engine::hybrid() const {
   check_usable();
-  if (!gpu_options_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  if (!hybrid_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
   return *hybrid_;
 }
 
@@ -132,8 +140,10 @@ void Engine::set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertK
 }
 
 cuda::ContextPtr Engine::gpu() const {
-  const std::lock_guard lock(mutex_);
-  return hybrid().context();
+  check_usable();
+  const std::lock_guard lock(context_mutex_);
+  if (!context_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  return context_;
 }
 
 std::string Engine::why_not_pinned() const {
@@ -153,7 +163,7 @@ void Engine::run_here(Work&& work) {
 template <class Work>
 void Engine::run_on_scheduler(Work&& work) {
   check_usable();
-  const auto job = scheduler_->submit([&work] { work(); });
+  const JobRef job = scheduler_->submit([&work] { work(); });
   while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
   job->rethrow();
 }
@@ -265,31 +275,56 @@ void Engine::start() {
   });
 }
 
-std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
+JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
   return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
 }
 
-void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {
-  check_usable();
-  if (!gpu_options_) return;
-  const auto experts = static_cast<size_t>(layer->shape().num_experts);
-  if (loads.size() != experts || ranks.size() != experts)
-    throw InvalidArgument("a hint needs a load and a rank for each of the layer's " +
-                          std::to_string(experts) + " experts");
-  scheduler_->submit([this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks)] {
-    const std::lock_guard lock(mutex_);
-    hybrid_->hint(layer->index(), loads, ranks);
-  });
+JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream) {
+  const cpu::Routing& r = batch.routing;
+  const int64_t hidden = layer->shape().hidden;
+  if (batch.x_stride != hidden || batch.out_stride != hidden || batch.x_type != batch.out_type ||
+      r.ids_stride != r.top_k || r.weights_stride != r.top_k)
+    throw InvalidArgument("arrays on the GPU must be contiguous, and out of x's type");
+  const cuda::ContextPtr context = gpu();
+  JobRef job =
+      scheduler_->make([this, layer = std::move(layer), batch](Job& self) { compute(*layer, batch, &self); });
+  job->order_behind(context, stream);
+  scheduler_->submit(job);
+  return job;
 }
 
-void Engine::compute(Layer& layer, const cpu::Batch& batch) {
+void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance) {
+  check_usable();
+  if (!gpu_options_ || ids.empty()) return;
+  const int64_t experts = layer->shape().num_experts;
+  std::vector<int32_t> loads(experts, 0), ranks(experts, static_cast<int32_t>(k));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= experts) continue;
+    ++loads[ids[i]];
+    ranks[ids[i]] = std::min(ranks[ids[i]], static_cast<int32_t>(static_cast<int64_t>(i) % k));
+  }
+  scheduler_->submit(
+      [this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks), distance] {
+        const std::lock_guard lock(mutex_);
+        hybrid_->hint(layer->index(), loads, ranks, distance);
+      });
+}
+
+void Engine::compute(Layer& layer, const cpu::Batch& batch, Job* on_device) {
   const std::lock_guard lock(mutex_);
   Bookkeeper bookkeeper(layer, trace_);
   if (hybrid_) {
     const double before = layer.stats.seconds;
     const auto begin = cpu::Clock::now();
-    hybrid_->run(layer.index(), batch, bookkeeper);
+    if (on_device) {
+      StreamOrder& order = *on_device->order();
+      const DeviceBatch device{batch, order.given(), order.done(),
+                               [on_device] { on_device->finish_early(); }};
+      hybrid_->run(layer.index(), device, bookkeeper);
+    } else {
+      hybrid_->run(layer.index(), batch, bookkeeper);
+    }
     layer.stats.seconds = before + std::chrono::duration<double>(cpu::Clock::now() - begin).count();
   } else {
     forward_.run(layer.view(), batch, bookkeeper);
@@ -306,6 +341,8 @@ EngineStats Engine::stats() const {
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
                       router_.workspace_bytes() + decoder_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
+  s.numa_nodes = forward_.split().nodes();
+  s.placement = placement_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;
   return s;
@@ -324,6 +361,8 @@ void Engine::close() {
   if (!hybrid_) return;
   last_gpu_stats_ = hybrid_->stats();
   hybrid_.reset();
+  const std::lock_guard context_lock(context_mutex_);
+  context_.reset();
 }
 
 void Engine::check_usable() const {

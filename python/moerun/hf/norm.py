@@ -22,18 +22,18 @@ class EngineNorm(torch.nn.Module):
     weight: torch.nn.Parameter
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if may_skip_torch(hidden_states) and self.unchanged():
+        if may_skip_torch(hidden_states) and self.is_unchanged():
             return self.moerun_norm.value.forward(hidden_states)
         return super().forward(hidden_states)
 
-    def unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether the weight is what was copied."""
         return self.moerun_weight.is_still(self.weight)
 
 
 def norm_of(module: Any) -> RmsNorm | None:
     """The engine's norm of a module, if calling the module would do nothing else than run it."""
-    if not isinstance(module, EngineNorm) or is_watched(module) or not module.unchanged():
+    if not isinstance(module, EngineNorm) or is_watched(module) or not module.is_unchanged():
         return None
     return module.moerun_norm.value
 

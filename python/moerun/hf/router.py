@@ -49,12 +49,12 @@ class EngineRouter(torch.nn.Module):
     moerun_originals: tuple[Original, ...]
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if may_skip_torch(hidden_states) and self.unchanged():
+        if may_skip_torch(hidden_states) and self.is_unchanged():
             rows = hidden_states.reshape(-1, hidden_states.shape[-1])
             return tuple(self.moerun_router.value.forward(rows))
         return super().forward(hidden_states)
 
-    def unchanged(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether parameters and buffers are those that the engine reads or has copied."""
         return all(o.is_still(t) for o, t in zip(self.moerun_originals, _tensors(self), strict=True))
 
@@ -66,7 +66,7 @@ def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
 
 def router_of(module: Any) -> Router | None:
     """The engine's router of a module, if calling the module would do nothing else than run it."""
-    if not isinstance(module, EngineRouter) or is_watched(module) or not module.unchanged():
+    if not isinstance(module, EngineRouter) or is_watched(module) or not module.is_unchanged():
         return None
     return module.moerun_router.value
 
