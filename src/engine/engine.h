@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/attention_forward.h"
+#include "cpu/decoder_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
@@ -54,7 +55,7 @@ class Engine {
   std::shared_ptr<const cuda::ExpertKernels> load_kernels(const cuda::CompiledKernels& compiled);
   void set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
   bool has_gpu() const { return gpu_options_.has_value(); }
-  cuda::ContextPtr gpu() const;  // throws InvalidState without a GPU
+  cuda::ContextPtr gpu() const;  // throws InvalidState without a GPU; does not wait for a batch
   // Why the experts of some layer could not be page-locked; empty if all are.
   std::string why_not_pinned() const;
 
@@ -74,7 +75,11 @@ class Engine {
   void forward(Layer& layer, const cpu::Batch& batch);
 
   // Returns at once; the memory behind `batch` must live until the job is done.
-  std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+  JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+  // The same for arrays on the engine's GPU, behind what a stream of the caller's has been given. The job is
+  // done when all work is enqueued; then StreamOrder::join makes the stream wait for it. Rows must lie behind
+  // each other, and out, of x's type, may overlap nothing. Throws InvalidState without a GPU, GpuError.
+  JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream);
 
   // What is predicted of the layer's next batch (HybridForward::hint): queued behind what was submitted. Does
   // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
@@ -87,6 +92,10 @@ class Engine {
   void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
   void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
+  // A whole decoder layer, whose `view.experts` is set from `experts`. Throws InvalidState in an engine with
+  // a GPU.
+  void decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch);
+
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
 
@@ -98,11 +107,13 @@ class Engine {
   void check_process()
       const;  // throws InvalidState in the child of a fork, where any lock may be held by nobody
   void check_usable() const;
-  void compute(Layer& layer, const cpu::Batch& batch);
+  void compute(Layer& layer, const cpu::Batch& batch, Job* on_device = nullptr);
   template <class Work>
   void run_here(Work&& work);
   template <class Work>
   void run_on_scheduler(Work&& work);
+  template <class Work>
+  void time_dense(const char* name, int64_t tokens, Work&& work);
   template <class Work>
   void run_dense(const char* name, int64_t tokens, Work&& work);
   template <class Work>
@@ -117,12 +128,15 @@ class Engine {
   cpu::LinearForward linear_;
   cpu::AttentionForward attention_;
   cpu::RouterForward router_;
+  cpu::DecoderForward decoder_;
   double dense_seconds_ = 0;
   Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;
   std::unique_ptr<HybridForward> hybrid_;  // null without a GPU, and once closed
+  mutable std::mutex context_mutex_;       // guards context_, which is asked for while a batch runs
+  cuda::ContextPtr context_;               // null without a GPU, and once closed
   std::optional<HybridStats> last_gpu_stats_;
   std::string why_not_pinned_;
   std::unique_ptr<Scheduler> scheduler_;

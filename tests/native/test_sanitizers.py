@@ -26,6 +26,11 @@ SOURCES = {
     "cpu/topology.cc": [],
     "src/expert_store/blob_layout.cc": [],
     "src/expert_store/node_placement.cc": [],
+    "cuda/device_info.cc": [],
+    "cuda/driver_error.cc": [],
+    "cuda/driver_table.cc": [],
+    "cuda/handles.cc": [],
+    "src/scheduler/job.cc": [],
     "src/scheduler/scheduler.cc": [],
     "tests/native/moe_forward_test.cc": [],
 }
