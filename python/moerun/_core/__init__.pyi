@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -812,7 +812,7 @@ def choose_isa(isa: str='') -> str:
 
 def cpu_info() -> dict:
     """
-    Processor, usable cores, caches (bytes) and instruction sets.
+    Processor, usable cores, memory nodes, caches (bytes) and instruction sets.
     """
 
 def measure_limits(threads: typing.SupportsInt | typing.SupportsIndex, buffer_bytes: typing.SupportsInt | typing.SupportsIndex, isa: str='', seconds: typing.SupportsFloat | typing.SupportsIndex=1.0, repeats: typing.SupportsInt | typing.SupportsIndex=9) -> dict:
@@ -838,6 +838,11 @@ def quantise(layout: BlobLayout, dtype: DType, gate: typing.Annotated[numpy.typi
 def quantise_matrix(layout: MatrixLayout, dtype: DType, weight: typing.SupportsInt | typing.SupportsIndex, strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], blob: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex=0, isa: str='') -> None:
     """
     Writes the matrix at `weight` into the blob. threads 0: all usable cores.
+    """
+
+def read_nodes(folder: str, usable: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> list:
+    """
+    Memory nodes with their usable processors, from a folder laid out as /sys/devices/system/node.
     """
 
 def set_openmp_hint(path: str) -> None:
