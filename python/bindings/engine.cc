@@ -86,6 +86,9 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
   return batch;
 }
 
+// [tokens, k]
+using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+
 // As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
 using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double>>;
 using CopyTuples = std::vector<std::tuple<int64_t, double>>;
@@ -150,6 +153,8 @@ py::dict to_dict(const HybridStats& s) {
   d["prefetches_cancelled"] = s.dma.cancelled;
   d["prefetches_used"] = s.cache.prefetch_used;
   d["prefetches_wasted"] = s.cache.prefetch_wasted;
+  d["predictions"] = std::vector<int64_t>(s.predictions.made.begin(), s.predictions.made.end());
+  d["predictions_correct"] = std::vector<int64_t>(s.predictions.correct.begin(), s.predictions.correct.end());
   d["h2d_bytes_per_second"] = s.dma.bytes_per_second();
   d["planned_seconds"] = s.work.planned_seconds;
   d["observed_seconds"] = s.work.observed_seconds;
@@ -287,9 +292,13 @@ void bind_engine(py::module_& m) {
            py::arg("stream") = std::nullopt)
       .def(
           "hint",
-          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> loads,
-             std::vector<int32_t> ranks) { (*e).hint(layer, std::move(loads), std::move(ranks)); },
-          py::arg("layer"), py::arg("loads"), py::arg("ranks"), py::call_guard<py::gil_scoped_release>())
+          [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const Ids& ids, int32_t distance) {
+            const std::span<const int64_t> given(ids.data(), static_cast<size_t>(ids.size()));
+            const int64_t k = ids.ndim() == 2 ? ids.shape(1) : 0;
+            const py::gil_scoped_release release;
+            (*e).hint(layer, given, k, distance);
+          },
+          py::arg("layer"), py::arg("ids"), py::arg("distance"))
       .def("stats",
            [](PythonEngine& e) {
              EngineStats s;

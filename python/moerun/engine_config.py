@@ -14,6 +14,7 @@ from moerun.memory_size import parse_memory_size
 MOST_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda")
 PREFETCHES = ("impact", "none")
+PREDICTORS = ("gates", "corrected", "history")
 STORES = ("auto", "pinned", "staged")
 CALIBRATIONS = ("once", "cached", "off")
 
@@ -36,7 +37,12 @@ class EngineConfig:
     cache
         Which expert leaves the cache: "mrs" (arXiv 2504.05897, section IV-D), "lru", "lfu" or "recent".
     prefetch
-        "impact" copies experts that Layer.hint predicts while the bus is idle; "none" does not.
+        "impact" copies experts that are predicted while the bus is idle; "none" does not.
+    predictor
+        Who predicts: "gates", the next three layers' routers on this layer's hidden state; "corrected", the
+        same on that state plus the mean difference to theirs, learned as the model runs; "history", the
+        experts that each layer used most lately. The first two come through Layer.hint, which
+        moerun.hf.from_pretrained calls; hints of others count as well.
     store
         Host memory of the experts of an engine with a GPU: "pinned" (page-locked; an error if the system
         refuses), "staged" (ordinary memory, copied through small page-locked buffers), or "auto" (pinned,
@@ -66,6 +72,7 @@ class EngineConfig:
     schedule: str = "balanced"
     cache: str = "mrs"
     prefetch: str = "impact"
+    predictor: str = "gates"
     store: str = "auto"
     warm_start: bool = True
     calibrate: str | None = None
@@ -78,6 +85,7 @@ class EngineConfig:
             "schedule": _core.policy.METHODS,
             "cache": _core.policy.CACHE_POLICIES,
             "prefetch": PREFETCHES,
+            "predictor": PREDICTORS,
             "store": STORES,
         }
         if self.calibrate is not None:

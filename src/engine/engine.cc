@@ -71,6 +71,7 @@ Engine::Engine(const EngineOptions& options)
   const HybridOptions hybrid{.schedule = gpu.schedule,
                              .cache = gpu.cache,
                              .prefetch = gpu.prefetch,
+                             .history = gpu.history,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
   context_ = context;
   hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
@@ -293,17 +294,21 @@ JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uin
   return job;
 }
 
-void Engine::hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks) {
+void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance) {
   check_usable();
-  if (!gpu_options_) return;
-  const auto experts = static_cast<size_t>(layer->shape().num_experts);
-  if (loads.size() != experts || ranks.size() != experts)
-    throw InvalidArgument("a hint needs a load and a rank for each of the layer's " +
-                          std::to_string(experts) + " experts");
-  scheduler_->submit([this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks)] {
-    const std::lock_guard lock(mutex_);
-    hybrid_->hint(layer->index(), loads, ranks);
-  });
+  if (!gpu_options_ || ids.empty()) return;
+  const int64_t experts = layer->shape().num_experts;
+  std::vector<int32_t> loads(experts, 0), ranks(experts, static_cast<int32_t>(k));
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] < 0 || ids[i] >= experts) continue;
+    ++loads[ids[i]];
+    ranks[ids[i]] = std::min(ranks[ids[i]], static_cast<int32_t>(static_cast<int64_t>(i) % k));
+  }
+  scheduler_->submit(
+      [this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks), distance] {
+        const std::lock_guard lock(mutex_);
+        hybrid_->hint(layer->index(), loads, ranks, distance);
+      });
 }
 
 void Engine::compute(Layer& layer, const cpu::Batch& batch, Job* on_device) {

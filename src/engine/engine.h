@@ -81,9 +81,11 @@ class Engine {
   // each other, and out, of x's type, may overlap nothing. Throws InvalidState without a GPU, GpuError.
   JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream);
 
-  // What is predicted of the layer's next batch (HybridForward::hint): queued behind what was submitted. Does
-  // nothing without a GPU. A failing driver empties the cache, and if it stays so, the next batch says it.
-  void hint(std::shared_ptr<Layer> layer, std::vector<int32_t> loads, std::vector<int32_t> ranks);
+  // What is predicted of the layer's next batch: the experts that each token will probably choose, the most
+  // probable first, ids [tokens, k]; made `distance` layers before, or when the last one ran (0). Ids outside
+  // of 0 .. E - 1 are skipped. Queued behind what was submitted. Does nothing without a GPU. A failing driver
+  // empties the cache, and if it stays so, the next batch says it.
+  void hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance);
 
   // What stands around the experts, on the engine's threads; computes before it returns. Throws as forward
   // does.

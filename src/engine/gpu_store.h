@@ -26,7 +26,8 @@ struct GpuOptions {
   policy::SplitMethod schedule = policy::SplitMethod::balanced;
   policy::CachePolicy cache = policy::CachePolicy::mrs;
   bool prefetch = true;
-  bool pin = true;  // the experts' host memory
+  bool history = false;  // predictions (HybridOptions)
+  bool pin = true;       // the experts' host memory
   GpuBudget budget;
 };
 

@@ -53,7 +53,7 @@ HybridForward::HybridForward(const HybridOptions& options, cuda::ContextPtr cont
       caches_(context_, options.cache, options.cache_bytes),
       step_(context_),
       planner_(options.schedule),
-      prefetcher_(options.schedule),
+      prefetcher_(options.schedule, options.prefetch && options.history),
       books_(trace),
       inbox_(context_) {}
 
@@ -66,7 +66,7 @@ HybridForward::~HybridForward() {
 void HybridForward::add_layer(const HybridLayer& layer) {
   caches_.add_layer(static_cast<int32_t>(layer.view.num_experts), static_cast<int32_t>(layer.top_k),
                     layer.blobs->layout().bytes);
-  prefetcher_.add_layer(static_cast<int32_t>(layer.view.num_experts));
+  prefetcher_.add_layer(static_cast<int32_t>(layer.view.num_experts), static_cast<int32_t>(layer.top_k));
   const BlobLayout& blob = layer.blobs->layout();
   const ExpertKind kind{layer.view.hidden, layer.view.inter, layer.view.format, layer.bias};
   layers_.push_back({layer, costs_.of(kind, blob.bytes), {}});
@@ -270,6 +270,7 @@ void HybridForward::run_part(Part part) {
   }
   place.cache->values(place.row).observe(loads_, {});
   prefetcher_.ran(part.layer, target_of(part.layer), loads_, us_between(created_, Clock::now()));
+  if (options_.history) start_prefetches(part.layer, 0);
 }
 
 BookedStep HybridForward::booked(const Part& part, const Assignment& plan) {
@@ -362,10 +363,11 @@ Prefetcher::Target HybridForward::target_of(int layer) {
   return {caches_.place(layer), l.blobs.get(), &l.cost};
 }
 
-void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks) {
+void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks,
+                         int32_t distance) {
   check_alive();
   if (!options_.prefetch || last_layer_ < 0) return;  // before the first batch there are no caches
-  prefetcher_.hint(layer, loads, ranks);
+  prefetcher_.hint(layer, loads, ranks, distance);
   context_->make_current();
   recovering([&] { start_prefetches(last_layer_, 0); });
 }
@@ -444,6 +446,7 @@ HybridStats HybridForward::stats() const {
   s.warm_copies = warm_start_.copies();
   s.cache = caches_.stats();
   s.dma = caches_.dma_stats();
+  s.predictions = prefetcher_.stats();
   return s;
 }
 

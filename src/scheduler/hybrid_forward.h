@@ -40,6 +40,7 @@ struct HybridOptions {
   policy::SplitMethod schedule = policy::SplitMethod::balanced;
   policy::CachePolicy cache = policy::CachePolicy::mrs;
   bool prefetch = true;
+  bool history = false;     // predictions by what layers used lately, beside hints
   int64_t cache_bytes = 0;  // of device memory for slots
 };
 
@@ -56,6 +57,7 @@ struct HybridStats {
   int64_t shrunk = 0;       // times that the cache gave memory back
   CacheStats cache;
   DmaStats dma;
+  PredictionStats predictions;
   StepSums work;
 };
 
@@ -87,8 +89,8 @@ class HybridForward {
   void run(int layer, const DeviceBatch& batch, cpu::Observer& observer);
 
   // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
-  // rank. Throws as run does.
-  void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks);
+  // rank; made `distance` layers before, or when the last one ran (0). Throws as run does.
+  void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks, int32_t distance = 0);
 
   // Before the first batch: how earlier runs used the layer's experts (WarmStart::add), and that no more
   // layers come, so that the caches may be made and filled. Without start() the first batch does that.

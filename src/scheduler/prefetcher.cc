@@ -1,6 +1,7 @@
 #include "src/scheduler/prefetcher.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace moerun {
 namespace {
@@ -8,11 +9,15 @@ namespace {
 constexpr double kLayerTimeRate = 0.1;  // of the mean time from layer to layer (heuristic)
 // Victims on offer to each layer ahead: more than fit through the bus in three layers' time (heuristic).
 constexpr size_t kMostVictims = 16;
+constexpr double kHistoryRate = 0.1;  // as the replay's
 
 }  // namespace
 
-void Prefetcher::add_layer(int32_t experts) {
-  hints_.push_back({.loads = std::vector<int32_t>(experts, 0), .ranks = std::vector<int32_t>(experts, 0)});
+void Prefetcher::add_layer(int32_t experts, int32_t top_k) {
+  hints_.push_back({.loads = std::vector<int32_t>(experts, 0),
+                    .ranks = std::vector<int32_t>(experts, 0),
+                    .top_k = std::min(top_k, experts),
+                    .recent = std::vector<double>(history_ ? experts : 0, 0.0)});
 }
 
 // How many layers after `current` the layer runs; decoding begins again behind the last.
@@ -22,11 +27,13 @@ int32_t Prefetcher::distance_to(int layer, int current) const {
   return d == 0 ? layers : d;
 }
 
-void Prefetcher::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks) {
+void Prefetcher::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks,
+                      int32_t distance) {
   Hint& h = hints_[layer];
   hinted_ += h.valid ? 0 : 1;
   h.valid = true;
-  h.distance = std::min(distance_to(layer, std::max(last_ran_, 0)), policy::kMaxDistance);
+  if (distance < 1) distance = distance_to(layer, std::max(last_ran_, 0));
+  h.distance = std::min(distance, policy::kMaxDistance);
   std::copy(loads.begin(), loads.end(), h.loads.begin());
   std::copy(ranks.begin(), ranks.end(), h.ranks.begin());
 }
@@ -35,17 +42,47 @@ void Prefetcher::ran(int layer, const Target& target, std::span<const int32_t> l
   if (last_us_ > 0) layer_us_ += kLayerTimeRate * (now_us - last_us_ - layer_us_);
   last_us_ = now_us;
   last_ran_ = layer;
-  Hint& h = hints_[layer];
-  if (!h.valid) return;
+  if (hints_[layer].valid) judge(hints_[layer], target, loads);
+  if (history_) predict_by_history(layer, loads);
+}
+
+void Prefetcher::judge(Hint& h, const Target& target, std::span<const int32_t> loads) {
   h.valid = false;
   --hinted_;
   GpuCache* cache = target.place.cache;
   for (size_t e = 0; e < h.loads.size(); ++e) {
     if (h.loads[e] == 0) continue;
     confidence_.observe(h.distance, h.ranks[e], loads[e] > 0);
+    ++stats_.made[h.distance - 1];
+    stats_.correct[h.distance - 1] += loads[e] > 0;
     if (!cache) continue;
     const int32_t slot = cache->table().slot_of(target.place.row, static_cast<int32_t>(e));
     if (slot >= 0 && cache->table().state(slot) == SlotState::loading) cache->cancel(slot);
+  }
+}
+
+// Of each of the next layers: that it uses again the experts that it used most lately.
+void Prefetcher::predict_by_history(int layer, std::span<const int32_t> loads) {
+  std::vector<double>& recent = hints_[layer].recent;
+  for (size_t e = 0; e < loads.size(); ++e)
+    recent[e] += kHistoryRate * ((loads[e] > 0 ? 1.0 : 0.0) - recent[e]);
+  const auto layers = static_cast<int32_t>(hints_.size());
+  for (int32_t d = 1; d <= std::min(policy::kMaxDistance, layers); ++d) {
+    const int later = (layer + d) % layers;
+    const Hint& h = hints_[later];
+    likely_.resize(h.recent.size());
+    std::iota(likely_.begin(), likely_.end(), 0);
+    std::partial_sort(likely_.begin(), likely_.begin() + h.top_k, likely_.end(), [&](int32_t a, int32_t b) {
+      return h.recent[a] != h.recent[b] ? h.recent[a] > h.recent[b] : a < b;
+    });
+    if (h.recent[likely_.front()] == 0) continue;  // it has not run yet
+    likely_loads_.assign(h.recent.size(), 0);
+    likely_ranks_.assign(h.recent.size(), h.top_k);
+    for (int32_t rank = 0; rank < h.top_k; ++rank) {
+      likely_loads_[likely_[rank]] = h.recent[likely_[rank]] > 0;
+      likely_ranks_[likely_[rank]] = rank;
+    }
+    hint(later, likely_loads_, likely_ranks_, d);
   }
 }
 

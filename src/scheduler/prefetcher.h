@@ -2,6 +2,7 @@
 // while the bus is idle, by policy::prefetch, and which of these copies to give up when the prediction has
 // died. Learns how far predictions are to be trusted. Called by HybridForward, on the scheduler's thread.
 #pragma once
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -13,9 +14,15 @@
 
 namespace moerun {
 
+// Of experts that were predicted 1, 2 and 3 layers before: how many, and how many of them came to be used.
+struct PredictionStats {
+  std::array<int64_t, policy::kMaxDistance> made{}, correct{};
+};
+
 class Prefetcher {
  public:
-  explicit Prefetcher(policy::SplitMethod method) : method_(method) {}
+  // history: predicts the next layers itself, by the experts that they used lately; hints replace that.
+  Prefetcher(policy::SplitMethod method, bool history) : method_(method), history_(history) {}
 
   // What the engine knows of a layer: where its experts go, and where they come from.
   struct Target {
@@ -23,12 +30,14 @@ class Prefetcher {
     HostBlobs* blobs;
     const policy::CostModel* cost;
   };
-  void add_layer(int32_t experts);
+  void add_layer(int32_t experts, int32_t top_k);
 
   // For the layer's next batch: tokens per expert, and each expert's best rank among a token's (0: the
-  // favourite), [E] both. Replaces what was predicted before.
-  void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks);
+  // favourite), [E] both. Replaces what was predicted before. `distance`: how many layers before it the
+  // prediction was made; 0: as many as lie between it and the one that ran last.
+  void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks, int32_t distance);
   bool has_hints() const { return hinted_ > 0; }
+  const PredictionStats& stats() const { return stats_; }
 
   // The layer has run with these loads: its prediction is judged, and what it still copies is given up.
   void ran(int layer, const Target& target, std::span<const int32_t> loads, double now_us);
@@ -51,6 +60,8 @@ class Prefetcher {
     bool valid = false;
     int32_t distance = 1;               // layers ahead when it came
     std::vector<int32_t> loads, ranks;  // [E]
+    int32_t top_k = 1;
+    std::vector<double> recent;  // [E] exponential average of being used, of history
   };
   struct Ahead {
     int layer;
@@ -62,6 +73,8 @@ class Prefetcher {
   };
 
   int32_t distance_to(int layer, int current) const;
+  void judge(Hint& hint, const Target& target, std::span<const int32_t> loads);
+  void predict_by_history(int layer, std::span<const int32_t> loads);
   void begin_forecasts(int current);
   void forecast(Ahead& ahead, const Target& target);
   void find_victims(Ahead& ahead, const Target& target);
@@ -70,6 +83,7 @@ class Prefetcher {
   size_t index_of(int32_t distance) const;
 
   const policy::SplitMethod method_;
+  const bool history_;
   policy::PrefetchConfidence confidence_{kRanks};
   std::vector<Hint> hints_;  // [layers]
   int hinted_ = 0;           // of them valid
@@ -80,7 +94,9 @@ class Prefetcher {
   std::vector<policy::Forecast> forecasts_;
   policy::PrefetchScratch scratch_;
   std::vector<policy::Prefetch> chosen_;
-  static constexpr int32_t kRanks = 32;  // beyond the largest top_k known
+  PredictionStats stats_;
+  std::vector<int32_t> likely_, likely_loads_, likely_ranks_;  // scratch of history
+  static constexpr int32_t kRanks = 32;                        // beyond the largest top_k known
 };
 
 }  // namespace moerun

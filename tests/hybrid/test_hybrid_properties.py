@@ -15,6 +15,7 @@ import expert_layers
 import moerun
 import oracle
 from fake_driver import FakeDriver
+from moerun import policy
 from oracle import Experts
 
 EXPERTS, HIDDEN, INTER, TOP_K, LAYERS = 6, 24, 264, 3, 2
@@ -47,17 +48,41 @@ def layers() -> list[Experts]:
     cache=st.sampled_from(["lru", "lfu", "recent", "mrs"]),
     slots=st.integers(TOP_K, 2 * EXPERTS),
     store=st.sampled_from(["auto", "staged"]),
+    predictor=st.sampled_from(["gates", "history"]),
+    cost=st.none() | st.builds(policy.CostModel, *[st.floats(0, 1e4)] * 6),
+    usage=st.none() | st.lists(st.floats(0, 1), min_size=EXPERTS, max_size=EXPERTS),
     script=st.lists(steps(), max_size=10),
 )
 def test_any_residency_order_and_split_equal_the_oracle(
-    gpu: FakeDriver, layers: list[Experts], schedule: str, cache: str, slots: int, store: str, script: list
+    gpu: FakeDriver,
+    layers: list[Experts],
+    schedule: str,
+    cache: str,
+    slots: int,
+    store: str,
+    predictor: str,
+    cost: policy.CostModel | None,
+    usage: list[float] | None,
+    script: list,
 ) -> None:
+    """Whatever experts are thought to cost, and whatever earlier runs are said to have used."""
     size = slots * expert_layers.blob_bytes(layers[0])
-    options = {"schedule": schedule, "cache": cache, "store": store, "gpu_cache": size}
+    options = {
+        "schedule": schedule,
+        "cache": cache,
+        "store": store,
+        "gpu_cache": size,
+        "predictor": predictor,
+    }
     pending = []
     with moerun.Engine(device="cuda", cpu_threads=1, **options) as engine:
         spec = expert_layers.spec_of(layers[0], TOP_K)
         added = [engine.add_layer(spec, expert_layers.tensors_of(experts)) for experts in layers]
+        if cost is not None:
+            engine._core.set_cost(added[0]._core, cost)
+        if usage is not None:
+            engine._core.warm_start(added[1]._core, usage)
+            engine.start()
         for kind, number, what in script:
             if kind == "hint":
                 added[number].hint(what)

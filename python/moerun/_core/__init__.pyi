@@ -244,7 +244,7 @@ class BlobLayout:
 
 class GpuOptions:
 
-    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, history: bool=False, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
         ...
 
 class CompiledKernel:
@@ -388,7 +388,7 @@ class Engine:
     def forward(self, layer: Layer, batch: Batch) -> None:
         ...
 
-    def hint(self, layer: Layer, loads: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], ranks: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def hint(self, layer: Layer, ids: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], distance: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
     def linear(self, layer: LinearView, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:

@@ -27,6 +27,8 @@ def _cache_rows(gpu: dict[str, Any]) -> list[list[str]]:
     ]
     if gpu["prefetches"]:
         rows.append(["  prefetches", f"{gpu['prefetches']}, {text.size(gpu['prefetched_bytes'])}"])
+    if any(gpu["predictions"]):
+        rows.append(["  predictions", _true_ones(gpu["predictions_correct"], gpu["predictions"])])
     if gpu["warm_copies"]:
         rows.append(["  warm start", f"{gpu['warm_copies']} of these, used most by earlier runs"])
     if gpu["h2d_bytes_per_second"]:
@@ -44,6 +46,15 @@ def _batch_rows(gpu: dict[str, Any]) -> list[list[str]]:
         busy, idle = gpu[f"{key}_seconds"], gpu[f"{key}_idle_seconds"]
         rows.append([f"  {who}", f"{text.seconds(busy)} busy, {text.seconds(idle)} idle"])
     return rows
+
+
+def _true_ones(correct: list[int], made: list[int]) -> str:
+    ahead = [
+        f"{100 * right / count:.0f} % ({distance})"
+        for distance, (right, count) in enumerate(zip(correct, made, strict=True), 1)
+        if count
+    ]
+    return f"true in {', '.join(ahead)} layers ahead"
 
 
 def _share(count: int, whole: int) -> str:

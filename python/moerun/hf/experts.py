@@ -34,7 +34,13 @@ def experts_forward(
     held = getattr(module, "moerun_layer", None)
     if held is None:
         raise RuntimeError("this model's experts have no engine; load it with moerun.hf.from_pretrained")
-    return torch.ops.moerun.experts(hidden_states, top_k_index, top_k_weights, held.handle)
+    hints = getattr(module, "moerun_hints", None)
+    if hints is None or torch.compiler.is_compiling():
+        return torch.ops.moerun.experts(hidden_states, top_k_index, top_k_weights, held.handle)
+    hints.value.predict(hidden_states)
+    out = torch.ops.moerun.experts(hidden_states, top_k_index, top_k_weights, held.handle)
+    hints.value.hand_over()
+    return out
 
 
 ExpertsInterface.register(IMPLEMENTATION, experts_forward)

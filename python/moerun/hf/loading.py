@@ -211,11 +211,13 @@ def _attach(
     from moerun.hf.decoder_step import attach_decoder_steps
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import attach_layers
+    from moerun.hf.hints import attach_hints
     from moerun.hf.norm import attach_norms
     from moerun.hf.router import attach_routers
 
     x_dtype = next(ours for ours, theirs in _DTYPES.items() if theirs == _torch_name(model.dtype))
-    attach_layers(model, _add_layers(engine, checkpoint, experts, x_dtype))
+    layers = _add_layers(engine, checkpoint, experts, x_dtype)
+    attach_layers(model, layers)
     engine.start()
     if engine.gpu is None:
         model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
@@ -227,6 +229,7 @@ def _attach(
         attach_routers(model, engine)
         if engine.gpu is None:
             attach_decoder_steps(model, engine)
+    attach_hints(model, engine, layers)
     model.moerun_engine = engine  # type: ignore[assignment]
 
 

@@ -27,6 +27,8 @@ class LayerCache:
         Only for "belady": ``[S, E]``, the number of the next step after s that uses an expert.
     alpha
         Of "mrs" and "recent".
+    keeps_copies
+        Begins empty, and insert() does not ask what an expert is worth.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class LayerCache:
         usage: np.ndarray,
         next_use: np.ndarray | None = None,
         alpha: float = TUNED_ALPHA,
+        keeps_copies: bool = False,
     ) -> None:
         if policy not in REPLAY_CACHES:
             raise ValueError(f"cache policy {policy!r} is unknown; known: {', '.join(REPLAY_CACHES)}")
@@ -45,7 +48,9 @@ class LayerCache:
         self.policy = policy
         self.slots = slots
         self.resident = np.zeros(len(usage), bool)
-        self.resident[np.argsort(-usage, kind="stable")[:slots]] = True
+        if not keeps_copies:
+            self.resident[np.argsort(-usage, kind="stable")[:slots]] = True
+        self._keeps_copies = keeps_copies
         self._next_use = next_use
         self._values = CacheValues(policy, len(usage), top_k, alpha) if policy in CACHE_POLICIES else None
         self._step = 0
@@ -75,12 +80,14 @@ class LayerCache:
         return out + candidates[order].tolist()
 
     def insert(self, expert: int, pinned: np.ndarray) -> bool:
-        """Make a copied expert resident if it is worth more than the least of those that are not pinned."""
+        """Make a copied expert resident if it is worth more than the least of those that are not pinned, or
+        if copies are kept whatever they are worth.
+        """
         victim = next(iter(self.victims(pinned, 1)), None)
         if victim is None or self.resident[expert]:
             return False
         values = self.values
-        if victim != FREE and values[victim] >= values[expert]:
+        if victim != FREE and not self._keeps_copies and values[victim] >= values[expert]:
             return False
         self.replace(victim, expert)
         return True

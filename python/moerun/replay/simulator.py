@@ -91,7 +91,7 @@ class Replay:
         return [
             LayerCache(
                 system.cache, slots, trace.top_k, usage[layer],
-                None if future is None else future[:, layer], system.alpha,
+                None if future is None else future[:, layer], system.alpha, system.keeps_copies,
             )
             for layer in range(trace.num_layers)
         ]  # fmt: skip

@@ -28,6 +28,10 @@ class System:
         Copy experts that the CPU had to run into the cache while PCIe has nothing else to do.
     allow_fraction, partial_copy
         Whether one expert may be divided between CPU and GPU, and then only the GPU's part of it be copied.
+    keeps_copies
+        The cache begins empty, and every expert that is copied takes the place of the least valued one, as in
+        the engine. Else it begins with the experts used most in the warm-up, and a copied one must be worth
+        more than the one that it replaces.
     attention_on_cpu
         Layers that are not cached run as a whole on the CPU (llama.cpp with -ngl).
     """
@@ -41,6 +45,7 @@ class System:
     promote: bool = False
     allow_fraction: bool = False
     partial_copy: bool = False
+    keeps_copies: bool = False
     attention_on_cpu: bool = False
 
     def but(self, name: str, **changes: object) -> System:
