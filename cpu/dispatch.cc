@@ -10,11 +10,16 @@ namespace moerun::cpu {
 std::vector<const KernelTable*> available_kernels() {
   const CpuInfo& cpu = cpu_info();
   std::vector<const KernelTable*> rows;
-  if (cpu.amx_bf16 && cpu.avx512_bf16) rows.push_back(&amx_kernels());
-  if (cpu.avx512_bf16) rows.push_back(&avx512_bf16_kernels());
+  const bool bf16 = cpu.avx512_bf16 && cpu.avx512_vnni;
+  if (cpu.amx_bf16 && bf16) rows.push_back(&amx_kernels());
+  if (bf16) rows.push_back(&avx512_bf16_kernels());
+  if (cpu.avx512_vnni) rows.push_back(&avx512_vnni_kernels());
   if (cpu.avx512) rows.push_back(&avx512_kernels());
+#ifdef MOERUN_AVX_VNNI
+  if (cpu.avx_vnni) rows.push_back(&avx_vnni_kernels());
+#endif
   if (cpu.avx2) rows.push_back(&avx2_kernels());
-  if (cpu.avx512_bf16) rows.push_back(&amx_emulated_kernels());
+  if (bf16) rows.push_back(&amx_emulated_kernels());
   rows.push_back(&ref_kernels());
   return rows;
 }

@@ -183,7 +183,9 @@ QuantiseResult avx512_quantise(const QuantiseArgs& args);
 
 const KernelTable& ref_kernels();
 const KernelTable& avx2_kernels();
+const KernelTable& avx_vnni_kernels();  // if the compiler knows it, see CMakeLists.txt
 const KernelTable& avx512_kernels();
+const KernelTable& avx512_vnni_kernels();
 const KernelTable& avx512_bf16_kernels();
 const KernelTable& amx_kernels();
 const KernelTable& amx_emulated_kernels();  // for tests

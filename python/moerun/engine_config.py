@@ -61,8 +61,8 @@ class EngineConfig:
     cpu_threads
         Threads that compute, the calling one included; None means all cores that this process may use.
     isa
-        Row of the kernel table: "amx", "avx512_bf16", "avx512", "avx2" or "ref"; None means the environment
-        variable MOERUN_ISA, or the best that this machine has.
+        Row of the kernel table: "amx", "avx512_bf16", "avx512_vnni", "avx512", "avx_vnni", "avx2" or "ref";
+        None means the environment variable MOERUN_ISA, or the best that this machine has.
 
     Raises
     ------

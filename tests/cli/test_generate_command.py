@@ -102,6 +102,18 @@ def test_dtype(capsys, demo, dtype):
     assert out
 
 
+def test_dense_format(capsys, demo, monkeypatch):
+    models = []
+    real = moerun.hf.from_pretrained
+    monkeypatch.setattr(
+        moerun.hf, "from_pretrained", lambda *a, **more: models.append(real(*a, **more)) or models[-1]
+    )
+    code, out, _ = run(capsys, demo, PROMPT, "--max-new-tokens", 3, "--dense", "int8")
+    assert code == 0
+    assert out
+    assert models[0].model.layers[0].self_attn.q_proj.moerun_linear.value.format == "int8"
+
+
 def test_prompt_from_stdin(capsys, demo, greedy_text, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(PROMPT))
     assert run(capsys, demo, "-", "--max-new-tokens", 12)[1].startswith(greedy_text)

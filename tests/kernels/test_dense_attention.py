@@ -122,7 +122,7 @@ def engine_of(request: pytest.FixtureRequest) -> Iterator[EngineOf]:
 dtypes = st.sampled_from(DTYPES)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     threads=st.integers(1, 3),
     group=st.integers(1, 8),

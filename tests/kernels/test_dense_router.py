@@ -37,7 +37,7 @@ def engine() -> Iterator[Engine]:
         yield engine
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     groups=st.integers(1, 6),
     size=st.integers(1, 12),
@@ -124,7 +124,7 @@ def test_logits_equal_float64(
             )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=4, max_size=40), st.integers(1, 4))
 def test_equal_scores_go_to_the_smaller_id(engine: Engine, levels: list[int], top_k: int) -> None:
     logits = torch.tensor([levels], dtype=torch.float32)
@@ -132,7 +132,7 @@ def test_equal_scores_go_to_the_smaller_id(engine: Engine, levels: list[int], to
     assert got.ids[0].tolist() == sorted(range(len(levels)), key=lambda e: (-levels[e], e))[:top_k]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     logits=st.lists(
         st.sampled_from((float("nan"), float("inf"), -float("inf"), 0.0, 1.0, 3e38, -3e38)),

@@ -14,10 +14,10 @@ import pytest
 from test_reference_kernels import batch, random_blob, silu_layer
 
 from blob_oracle import QUANTISED, Layout
-from expert_layers import ISAS_WITH_BF16_DOT
+from expert_layers import ISAS_WITH_INT8_DOT
 from moerun import Engine, _core
 
-F32_ISAS = [isa for isa in _core.available_isas() if isa not in (*ISAS_WITH_BF16_DOT, "ref")]
+F32_ISAS = [isa for isa in _core.available_isas() if isa not in (*ISAS_WITH_INT8_DOT, "ref")]
 TOKENS = (1, 2, 3, 4, 7, 16, 37)  # every width of a pass over rows; vectors, with and without a rest
 
 

@@ -18,7 +18,7 @@ import pytest
 from test_reference_kernels import batch, random_blob, silu_layer
 
 from blob_oracle import QUANTISED, Layout
-from expert_layers import ISAS_WITH_BF16_DOT
+from expert_layers import ISAS_WITH_INT8_DOT
 from moerun import Engine, _core
 
 EXPERTS = 3
@@ -65,5 +65,5 @@ def test_equals_float64(isa: str, name: str, hidden: int, inter: int, tokens: in
         out = np.empty_like(x)
         engine._core.forward(layer, batch(x, ids, weights, out))
     assert (np.abs(out - expected) <= ALLOWED * magnitude).all()
-    loss = INTEGER_LOSS if isa in ISAS_WITH_BF16_DOT and name.startswith("int8") else 4 * 2.0**-8
+    loss = INTEGER_LOSS if isa in ISAS_WITH_INT8_DOT and name.startswith("int8") else 4 * 2.0**-8
     assert np.linalg.norm(out - expected) <= loss * np.linalg.norm(expected)

@@ -149,16 +149,18 @@ class Attention:
         RuntimeError
             The engine is closed.
         """
-        batch, out = self.batch(x, cos, sin, keys, values, past, mask)
+        batch, out, rows = self.batch(x, cos, sin, keys, values, past, mask)
         self.engine._core.attention(self.view, batch)
+        del rows
         return out
 
     def batch(
         self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int, mask: Any
-    ) -> tuple[_core.AttentionBatch, Any]:
-        """forward's arguments as the core takes them, and where it will write what forward returns.
+    ) -> tuple[_core.AttentionBatch, Any, Any]:
+        """forward's arguments as the core takes them, where it will write what forward returns, and x's rows.
 
-        The batch holds addresses only. Raises as forward does.
+        The batch holds addresses only: who calls keeps all of it until the core is done. Raises as forward
+        does.
         """
         self._check(x, cos, sin, keys, values, past)
         sequences, tokens, width = x.shape
@@ -183,7 +185,7 @@ class Attention:
             mask_at,
             mask_strides,
         )
-        return batch, out
+        return batch, out, rows
 
     def _check(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int) -> None:
         """Raises ValueError for what would read or write outside of the arrays."""

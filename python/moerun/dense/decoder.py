@@ -49,6 +49,10 @@ class DecoderLayer:
             raise ValueError(
                 f"the router has {router.gate.outputs} experts, the layer {experts.spec.num_experts}"
             )
+        if router.float32_logits:
+            raise ValueError(
+                "the logits of a decoder layer's router have x's type; got one with float32 logits"
+            )
         self.parts = (attention_norm, attention, expert_norm, router, experts)
         self._attention = attention
         self._engine = attention.engine
@@ -67,6 +71,7 @@ class DecoderLayer:
 
         Raises ValueError if something does not fit, and RuntimeError if the engine is closed or has a GPU.
         """
-        batch, out = self._attention.batch(x, cos, sin, keys, values, past, mask)
+        batch, out, rows = self._attention.batch(x, cos, sin, keys, values, past, mask)
         self._engine._core.decode(self._experts._core, self._view, batch)
+        del rows
         return out

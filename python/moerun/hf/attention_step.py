@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from moerun.dense import Attention, HeadNorm
-from moerun.hf.dense import linear_of, may_skip_torch, mix_in, modules_of
+from moerun.hf.dense import is_watched, linear_of, may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
 from moerun.hf.norm import norm_of
 
@@ -99,12 +99,14 @@ def rotation_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines [1 or sequences, tokens, width] as float32 [sequences * tokens, width].
 
-    All layers of a step get the same two tensors, so the result is kept beside the first.
+    All layers of a step get the same two tensors, so the result is kept beside the first: a copy, since a
+    view of it would keep it alive forever.
     """
     cos, sin = embeddings
     kept = getattr(cos, "_moerun_rows", None)
     if kept is None or kept[0] is not sin or kept[1].shape[0] != sequences * cos.shape[1]:
-        rows = (t.float().expand(sequences, -1, -1).reshape(-1, t.shape[-1]).contiguous() for t in embeddings)
+        floats = (t.float().expand(sequences, -1, -1) for t in embeddings)
+        rows = (t.clone(memory_format=torch.contiguous_format).view(-1, t.shape[-1]) for t in floats)
         kept = cos._moerun_rows = (sin, *rows)  # type: ignore[attr-defined]
     return kept[1], kept[2]
 
@@ -158,6 +160,13 @@ def _is_front(part: torch.Tensor, room: torch.Tensor) -> bool:
         and part.shape[:2] == room.shape[:2]
         and part.dtype is room.dtype
     )
+
+
+def attention_of(module: Any) -> Attention | None:
+    """The engine's attention of a module, if nobody watches calls of the module."""
+    if not isinstance(module, EngineAttention) or is_watched(module):
+        return None
+    return module.moerun_attention.value
 
 
 def attach_attention_steps(model: torch.nn.Module, engine: Engine) -> int:

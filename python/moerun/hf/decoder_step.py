@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.dense import DecoderLayer
-from moerun.hf.attention_step import EngineAttention, make_room, rotation_rows
-from moerun.hf.dense import mix_in, modules_of
+from moerun.hf.attention_step import attention_of, make_room, rotation_rows
+from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
+from moerun.hf.experts import layer_of
 from moerun.hf.held import Held
 from moerun.hf.norm import norm_of
-from moerun.hf.router import EngineRouter
+from moerun.hf.router import router_of
 
 if TYPE_CHECKING:
     from moerun.engine import Engine
@@ -40,11 +41,10 @@ class EngineDecoderLayer(torch.nn.Module):
         **others: Any,
     ) -> torch.Tensor:
         modules: Any = self._modules
-        attention: EngineAttention = modules["self_attn"]
         layer = None
-        if position_embeddings is not None and not _watched(modules):
-            layer = attention.cache_layer(hidden_states, attention_mask, past_key_values, others)
-        if layer is None:
+        if may_skip_torch(hidden_states) and _parts_of(modules) == self.moerun_decoder.value.parts:
+            layer = modules["self_attn"].cache_layer(hidden_states, attention_mask, past_key_values, others)
+        if layer is None or position_embeddings is None:
             return super().forward(
                 hidden_states,
                 attention_mask=attention_mask,
@@ -54,7 +54,6 @@ class EngineDecoderLayer(torch.nn.Module):
                 position_embeddings=position_embeddings,
                 **others,
             )
-        assert position_embeddings is not None
         sequences, tokens = hidden_states.shape[:2]
         past = layer.keys.shape[2]
         cos, sin = rotation_rows(position_embeddings, sequences)
@@ -62,35 +61,30 @@ class EngineDecoderLayer(torch.nn.Module):
         return self.moerun_decoder.value.forward(hidden_states, cos, sin, keys, values, past, attention_mask)
 
 
-def _watched(modules: Any) -> bool:
-    """Whether a part of a layer has hooks, or other weights than the engine's copies."""
+def _parts_of(modules: Any) -> tuple[Any, ...]:
+    """The parts of DecoderLayer that a layer's modules are; None for one that does more or something else."""
     block = modules["mlp"]
-    gate, experts = block._modules["gate"], block._modules["experts"]
-    for module in (modules["self_attn"], block, gate, experts):
-        if module._forward_hooks or module._forward_pre_hooks:
-            return True
-    norms = modules["input_layernorm"], modules["post_attention_layernorm"]
-    return None in map(norm_of, norms) or not gate.is_unchanged()
+    plain = type(block).__name__ in _BLOCKS and not is_watched(block)
+    inner = block._modules if plain else {}
+    return (
+        norm_of(modules["input_layernorm"]),
+        attention_of(modules["self_attn"]),
+        norm_of(modules["post_attention_layernorm"]),
+        router_of(inner.get("gate")),
+        layer_of(inner.get("experts")),
+    )
 
 
 def attach_decoder_steps(model: torch.nn.Module, engine: Engine) -> int:
     """Lets the engine take whole layers whose parts it has taken before; returns how many."""
     count = 0
     for module in modules_of(model):
-        if type(module).__name__ not in _LAYERS or type(module.mlp).__name__ not in _BLOCKS:
+        if type(module).__name__ not in _LAYERS:
             continue
-        attention, gate, experts = module.self_attn, module.mlp.gate, module.mlp.experts
-        norms = module.input_layernorm, module.post_attention_layernorm
-        taken = isinstance(attention, EngineAttention) and isinstance(gate, EngineRouter)
-        if not taken or None in map(norm_of, norms):
+        parts = _parts_of(module._modules)
+        if None in parts:
             continue
-        decoder = DecoderLayer(
-            norms[0].moerun_norm.value,
-            attention.moerun_attention.value,
-            norms[1].moerun_norm.value,
-            gate.moerun_router.value,
-            experts.moerun_layer.value,
-        )
+        decoder = DecoderLayer(*parts)
         mix_in(EngineDecoderLayer, module)
         module.moerun_decoder = Held(decoder, 0)
         count += 1

@@ -100,9 +100,14 @@ def modules_of(model: torch.nn.Module) -> Iterator[Any]:
     return model.modules()
 
 
+def is_watched(module: Any) -> bool:
+    """Whether calling a module does more than its class says: hooks, or a forward of its own."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
 def linear_of(module: Any) -> Linear | None:
     """The engine's linear of a module, if calling the module would do nothing else than run it."""
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+    if is_watched(module):
         return None
     kind = type(module)
     if kind is QuantisedLinear:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.integrations.moe import ExpertsInterface
 
+from moerun.hf.dense import is_watched
 from moerun.hf.held import Held
 from moerun.torch_ops import register_layer
 
@@ -44,6 +45,12 @@ def experts_forward(
 
 
 ExpertsInterface.register(IMPLEMENTATION, experts_forward)
+
+
+def layer_of(module: Any) -> Layer | None:
+    """The engine's layer of an experts module, if calling the module would do nothing else than run it."""
+    held = getattr(module, "moerun_layer", None)
+    return None if held is None or is_watched(module) else held.value
 
 
 def experts_modules(model: PreTrainedModel) -> dict[int, torch.nn.Module]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.dense import RmsNorm
-from moerun.hf.dense import may_skip_torch, mix_in, modules_of
+from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
 from moerun.hf.original import Original
 
@@ -22,16 +22,20 @@ class EngineNorm(torch.nn.Module):
     weight: torch.nn.Parameter
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if may_skip_torch(hidden_states) and self.moerun_weight.is_still(self.weight):
+        if may_skip_torch(hidden_states) and self.is_unchanged():
             return self.moerun_norm.value.forward(hidden_states)
         return super().forward(hidden_states)
+
+    def is_unchanged(self) -> bool:
+        """Whether the weight is what was copied."""
+        return self.moerun_weight.is_still(self.weight)
 
 
 def norm_of(module: Any) -> RmsNorm | None:
     """The engine's norm of a module, if calling the module would do nothing else than run it."""
-    if not isinstance(module, EngineNorm) or module._forward_hooks or module._forward_pre_hooks:
+    if not isinstance(module, EngineNorm) or is_watched(module) or not module.is_unchanged():
         return None
-    return module.moerun_norm.value if module.moerun_weight.is_still(module.weight) else None
+    return module.moerun_norm.value
 
 
 def attach_norms(model: torch.nn.Module, engine: Engine) -> int:

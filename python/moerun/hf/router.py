@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.dense import Router
-from moerun.hf.dense import may_skip_torch, mix_in, modules_of
+from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
 from moerun.hf.original import Original
 
@@ -55,13 +55,20 @@ class EngineRouter(torch.nn.Module):
         return super().forward(hidden_states)
 
     def is_unchanged(self) -> bool:
-        """Whether parameters and buffers are those that the engine reads."""
+        """Whether parameters and buffers are those that the engine reads or has copied."""
         return all(o.is_still(t) for o, t in zip(self.moerun_originals, _tensors(self), strict=True))
 
 
 def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
     """Parameters and buffers."""
     return [t for part in (module._parameters, module._buffers) for t in part.values() if t is not None]
+
+
+def router_of(module: Any) -> Router | None:
+    """The engine's router of a module, if calling the module would do nothing else than run it."""
+    if not isinstance(module, EngineRouter) or is_watched(module) or not module.is_unchanged():
+        return None
+    return module.moerun_router.value
 
 
 def attach_routers(model: torch.nn.Module, engine: Engine) -> int:
