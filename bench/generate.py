@@ -24,6 +24,7 @@ from bench.profile import ModuleClock
 from bench.rounds import Spread, waited_s
 from bench.table import Column, Table, number, percent, plural, ratio
 from moerun import Engine, _core, machine
+from moerun.hf.dense import QuantisedLinear
 
 PROMPT_TOKENS = 512
 NEW_TOKENS = 64
@@ -278,4 +279,9 @@ def decode_bytes(model: Any) -> int:
         experts += spec.top_k * _core.weight_bytes(kind, spec.hidden_size, spec.intermediate_size)
     embedding = model.get_input_embeddings().weight
     dense = [p for p in model.parameters() if p is not embedding and p.device.type != "meta"]
-    return experts + sum(p.numel() * p.element_size() for p in dense)
+    quantised = [m.moerun_linear.value for m in model.modules() if isinstance(m, QuantisedLinear)]
+    return (
+        experts
+        + sum(p.numel() * p.element_size() for p in dense)
+        + sum(linear.weight_bytes for linear in quantised)
+    )

@@ -84,7 +84,8 @@ def measure_layer(
         contestants: dict[str, Step] = {OURS: ours}
         for name, baseline in baselines.items():
             contestants[name] = functools.partial(_baseline_step, baseline, spec, tensors, pool)
-        turns = interleave(contestants, LimitMeter(case.threads, case.weight_format, case.isa), budget, steps)
+        meter = LimitMeter(case.threads, case.weight_format, case.isa)
+        turns = interleave(contestants, meter, budget, steps)
         stats = engine.stats()
     step_bytes = stats["layers"][0]["weight_bytes"] / stats["layers"][0]["batches"]
     return layer_row(table, case, stats["isa"], turns, step_bytes)
@@ -124,6 +125,7 @@ def layer_row(table: str, case: Case, isa: str, turns: Turns, step_bytes: float)
         gflop_per_s=operations / seconds / 1e9,
         of_limit=Spread.of(of_limit),
         bound_by=_most_common(bound for _, bound in least),
+        dot_type=turns.dot_type,
         read_limit_gb_per_s=Spread.of([limit.read_gb_per_s for limit in turns.limits]).median,
         dot_limit_gflop_per_s=Spread.of([limit.dot_gflop_per_s for limit in turns.limits]).median,
         active_experts=step_bytes / case.shape.weight_bytes(case.weight_format) * case.shape.num_experts,

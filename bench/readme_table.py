@@ -43,7 +43,7 @@ def layer_table(rows: list[dict[str, Any]]) -> Iterable[str]:
             number(row["ours_ms"]),
             f"{row['gb_per_s']:.1f}",
             f"{row['gflop_per_s']:.0f}",
-            f"{row['of_limit']['median']:.0%} ({row['bound_by']})".replace("%", " %"),
+            f"{row['of_limit']['median']:.0%} ({_limit(row)})".replace("%", " %"),
             *ratios,
         )
 
@@ -75,6 +75,11 @@ def peer_model_table(rows: list[dict[str, Any]]) -> Iterable[str]:
             f"{row['prefill_ratio']['median']:.2f}x",
             f"{row['decode_ratio']['median']:.2f}x",
         )
+
+
+def _limit(row: dict[str, Any]) -> str:
+    """What bounds a row: "read", or "int8 dot"; just "dot" in files that do not say of what."""
+    return f"{row['dot_type']} dot" if row["bound_by"] == "dot" and "dot_type" in row else row["bound_by"]
 
 
 def _origin(result: dict[str, Any]) -> str:

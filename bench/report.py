@@ -38,6 +38,7 @@ class LayerRow:
     gflop_per_s: float
     of_limit: Spread  # fraction
     bound_by: str  # "read" or "dot"
+    dot_type: str  # whose peak the limit is: "fp32", "bf16" or "int8"
     read_limit_gb_per_s: float
     dot_limit_gflop_per_s: float
     active_experts: float  # distinct, mean over the steps

@@ -29,7 +29,8 @@ this process waited least for a core that others had; "wait" is the share of its
 in those: a row with more than a few per cent says little. Every step has a new random routing over weights
 that exceed the last-level cache. GB/s counts the weights of the distinct active experts, once per step;
 GFLOP/s counts the three matrix products. The limit of a step is the larger of bytes / measured read bandwidth
-and operations / measured dot-product peak, with the same threads in the same round; "by" says which one."""
+and operations / measured dot-product peak of what the format's kernels multiply (fp32, bf16 or int8), with
+the same threads in the same round; "by" says which one."""
 
 Step = Callable[[int], object]  # does step number i
 
@@ -82,6 +83,7 @@ class Turns:
     limits: list[Limit]  # of the same rounds
     waiting: float  # fraction of the rounds' time that our threads waited for a core
     steps: int  # per turn
+    dot_type: str  # what was multiplied when the limits were measured
 
     def ratios(self, name: str, to: str) -> Spread:
         """How many times as long as `to` the contestant `name` takes."""
@@ -120,6 +122,7 @@ def interleave(contestants: Mapping[str, Contestant], meter: LimitMeter, budget:
         limits=[r.limit for r in kept],
         waiting=float(np.mean([r.waiting for r in kept])),
         steps=per_turn,
+        dot_type=meter.dot_type.name,
     )
 
 

@@ -13,11 +13,15 @@ Activations place_activations(const void* x, DType type, int64_t stride, int64_t
   return {.data = copy, .stride = spaced, .copy = copy};
 }
 
+void pad_row(int64_t row, int64_t width, DType active, const Activations& to) noexcept {
+  std::memset(offset(to.copy, row * to.stride + width, active), 0, (to.stride - width) * size_of(active));
+}
+
 void copy_row(const KernelTable& kernels, const void* x, DType type, int64_t stride, int64_t row,
               int64_t width, DType active, const Activations& to) noexcept {
-  void* out = offset(to.copy, row * to.stride, active);
-  kernels.convert(offset(x, row * stride, type), type, out, active, width);
-  std::memset(offset(out, width, active), 0, (to.stride - width) * size_of(active));
+  kernels.convert(offset(x, row * stride, type), type, offset(to.copy, row * to.stride, active), active,
+                  width);
+  pad_row(row, width, active, to);
 }
 
 }  // namespace moerun::cpu

@@ -46,6 +46,9 @@ struct Activations {
 Activations place_activations(const void* x, DType type, int64_t stride, int64_t rows, int64_t width,
                               DType active, Buffer& memory);
 
+// Zeros behind the `width` elements of a row of the copy.
+void pad_row(int64_t row, int64_t width, DType active, const Activations& to) noexcept;
+
 // Converts row `row` of `x` into its place in the copy, with zeros behind it.
 void copy_row(const KernelTable& kernels, const void* x, DType type, int64_t stride, int64_t row,
               int64_t width, DType active, const Activations& to) noexcept;

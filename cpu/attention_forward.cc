@@ -15,7 +15,8 @@ namespace {
 constexpr float kUnseen = std::numeric_limits<float>::lowest() / 4;
 
 // A head's keys are split among threads where heads are fewer, but into no shorter parts (heuristic: about
-// as long as a barrier takes).
+// as long as a barrier takes), and so that the last part has all of the new ones: whoever works on it writes
+// them.
 constexpr int64_t kLeastKeys = 256;
 
 // (x[i], x[i + half]) turned by the angle whose cosine and sine are cos[i], sin[i].
@@ -211,7 +212,8 @@ void AttentionForward::run(const AttentionView& layer, const AttentionBatch& bat
                  out_blocks = blocking(cpu_info(), size_of(out_type));
   const int64_t hidden = layer.query.inputs;
   const Activations x = place_activations(batch.x, batch.x_type, batch.x_stride, rows, hidden, in_type, x_);
-  step.parts = std::max<int64_t>(1, std::min((team_.size() + heads - 1) / heads, step.keys() / kLeastKeys));
+  step.parts = std::max<int64_t>(
+      1, std::min((team_.size() + heads - 1) / heads, step.keys() / std::max(kLeastKeys, batch.tokens)));
   step.projected = static_cast<float*>(projected_.at_least(rows * step.width() * sizeof(float)));
   step.partial =
       static_cast<float*>(partial_.at_least(heads * step.parts * step.partial_floats() * sizeof(float)));
@@ -219,6 +221,7 @@ void AttentionForward::run(const AttentionView& layer, const AttentionBatch& bat
   step.attended.stride = spread(step.query_width(), size_of(out_type));
   step.attended.copy = attended_.at_least(rows * step.attended.stride * size_of(out_type));
   step.attended.data = step.attended.copy;
+  for (int64_t row = 0; row < rows; ++row) pad_row(row, step.query_width(), out_type, step.attended);
   const int64_t scratch =
       std::max({scratch_bytes(in_blocks, hidden), scratch_bytes(out_blocks, step.query_width()),
                 step.scratch_floats() * int64_t{sizeof(float)}});

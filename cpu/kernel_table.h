@@ -17,6 +17,9 @@ struct Blocking {
   int64_t element_bytes = 4;        // of activations
 };
 
+// Work items of both phases begin at a multiple of it: a block of K that shares a scale of int8 activations
+// in the down phase is the result of one item of the gate-up phase.
+constexpr int64_t kRowBlock = 64;
 constexpr int64_t kMostLanes = 16;  // tokens in a vector of any instruction set
 constexpr int64_t kLeastTokenBlock = 64, kMostTokenBlock = 192;
 
@@ -45,7 +48,7 @@ struct Scratch {
 struct GateUpArgs {
   const ExpertView* expert;
   int64_t hidden, inter;  // K and N
-  int64_t begin, end;     // rows of gate and up = columns of h
+  int64_t begin, end;     // rows of gate and up = columns of h; whole row blocks, the last may be short
   const void* x;          // [tokens, x_stride] activation type; zero in [hidden, x_stride)
   int64_t x_stride;       // elements
   const int32_t* rows;    // [count] row of x of each pair
@@ -131,20 +134,33 @@ struct DenseKernels {
   void (*rms_norm)(const NormArgs&) = nullptr;
 };
 
+// What the multiply-adds of a kernel multiply: the rate at which a machine can do them differs.
+enum class DotType : uint8_t { f32 = 0, bf16 = 1, int8 = 2 };
+constexpr int kDotTypes = 3;
+
+constexpr const char* name_of(DotType t) {
+  return t == DotType::f32 ? "fp32" : t == DotType::bf16 ? "bf16" : "int8";
+}
+// Elements of K in 32 bits.
+constexpr int elements_in_word(DotType t) {
+  return t == DotType::f32 ? 1 : t == DotType::bf16 ? 2 : 4;
+}
+
 // The kernels for one pair of weight format and activation type.
 struct ExpertKernels {
   void (*gate_up)(const GateUpArgs&) = nullptr;
   void (*down)(const DownArgs&) = nullptr;
   void (*linear)(const LinearArgs&) = nullptr;
+  DotType dot = DotType::f32;  // of many tokens
 };
 
 // What the machine can do at most, measured by doctor and the benches.
 struct LimitKernels {
   // Reads n bytes (a multiple of 256) once, in order; the result depends on all of them.
   uint64_t (*read)(const void* data, size_t n) = nullptr;
-  // Runs `rounds` rounds of independent multiply-adds in registers; returns the operations (2 per
-  // multiply-add).
-  double (*dot)(DType type, int64_t rounds, float* sink) = nullptr;
+  // By DotType, null where no kernel of the row multiplies such numbers: runs `rounds` rounds of independent
+  // multiply-adds in registers; returns the operations (2 per multiply-add).
+  double (*dot[kDotTypes])(int64_t rounds, float* sink) = {};
 };
 
 struct KernelTable {
@@ -184,7 +200,7 @@ constexpr int64_t arranged_bytes(int64_t k) {
   return int64_t{8} * 512 * ((k + 127) / 128);  // kMostRowTokens, 128 elements in at most 512 bytes
 }
 constexpr int64_t kSumsBytes =
-    int64_t{2} * 48 * kMostTokenBlock * int64_t{sizeof(float)};  // of 2 kTileRun rows
+    2 * kRowBlock * kMostTokenBlock * int64_t{sizeof(float)};  // of a run of rows of gate and up
 constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
   return 2 * panel_bytes(b, k) + stage_bytes(b, k) + arranged_bytes(k) + kSumsBytes;
 }

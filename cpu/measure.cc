@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "cpu/arithmetic.h"
 #include "src/error.h"
 
 namespace moerun::cpu {
@@ -71,10 +72,15 @@ LimitMeter::LimitMeter(const KernelTable& kernels, Team team, int64_t buffer_byt
 
 LimitMeter::~LimitMeter() = default;
 
-std::vector<DType> LimitMeter::dot_types() const {
-  std::vector<DType> types{DType::f32};
-  if (kernels_.bf16_activations[static_cast<int>(WeightFormat::bf16)].gate_up) types.push_back(DType::bf16);
+std::vector<DotType> LimitMeter::dot_types() const {
+  std::vector<DotType> types;
+  for (int t = 0; t < kDotTypes; ++t)
+    if (kernels_.limits.dot[t]) types.push_back(static_cast<DotType>(t));
   return types;
+}
+
+DotType LimitMeter::dot_type(WeightFormat format) const {
+  return arithmetic(kernels_, DType::bf16, format).kernels->dot;
 }
 
 // Every thread repeats `unit`, which returns bytes or operations, for `seconds`; returns what they did
@@ -106,13 +112,17 @@ double LimitMeter::read(double seconds) {
       seconds);
 }
 
-double LimitMeter::dot(DType type, double seconds) {
+double LimitMeter::dot(DotType type, double seconds) {
+  const auto multiply_add = kernels_.limits.dot[static_cast<int>(type)];
+  if (!multiply_add)
+    throw InvalidArgument(std::string("the ") + kernels_.isa + " kernels do not multiply " + name_of(type) +
+                          "; they multiply what dot_types lists");
   int64_t rounds = 64;  // of multiply-adds between two looks at the clock
   for (auto start = Clock::now();; start = Clock::now(), rounds *= 2) {
-    kernels_.limits.dot(type, rounds, lanes_[0].sink);
+    multiply_add(rounds, lanes_[0].sink);
     if (Clock::now() - start >= kDotUnit) break;
   }
-  return rate([&](Lane& lane) { return kernels_.limits.dot(type, rounds, lane.sink); }, seconds);
+  return rate([&](Lane& lane) { return multiply_add(rounds, lane.sink); }, seconds);
 }
 
 namespace {
@@ -138,7 +148,7 @@ void check(const MeasureOptions& options) {
 Limits measure_limits(const KernelTable& kernels, Team team, const MeasureOptions& options) {
   check(options);
   LimitMeter meter(kernels, team, options.buffer_bytes);
-  const std::vector<DType> types = meter.dot_types();
+  const std::vector<DotType> types = meter.dot_types();
   const double slice = options.seconds / options.repeats;
 
   std::vector<double> read_rates;

@@ -1,5 +1,5 @@
 // Measures what this machine can do at most with the kernels' own loads and multiply-adds: the read bandwidth
-// of its memory and its dot-product peak. Called by doctor and the benches.
+// of its memory and its dot-product peaks. Called by doctor and the benches.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -19,7 +19,7 @@ struct Figure {
 };
 
 struct DotPeak {
-  DType type = DType::f32;
+  DotType type = DotType::f32;
   Figure gflop_per_s;  // a multiply-add is two operations
 };
 
@@ -27,7 +27,7 @@ struct Limits {
   int threads = 1;
   int64_t buffer_bytes = 0;  // read over and over, each thread its own share
   Figure read_gb_per_s;      // 1 GB = 1e9 bytes
-  std::vector<DotPeak> dot;  // fp32, and bf16 where the kernels multiply it directly
+  std::vector<DotPeak> dot;  // of what the kernels multiply
 };
 
 struct MeasureOptions {
@@ -45,12 +45,14 @@ class LimitMeter {
   ~LimitMeter();
 
   int threads() const { return team_.size(); }
-  // fp32, and bf16 where the kernels multiply it directly.
-  std::vector<DType> dot_types() const;
+  // What the kernels multiply: fp32, and where the row can, bf16 and int8.
+  std::vector<DotType> dot_types() const;
+  // What many tokens of bf16 with weights of a format are multiplied as.
+  DotType dot_type(WeightFormat format) const;
   // GB/s of reading the buffer in order; a call goes on where the last one stopped.
   double read(double seconds);
   // GFLOP/s in registers; `type` is one of dot_types().
-  double dot(DType type, double seconds);
+  double dot(DotType type, double seconds);
 
  private:
   struct Buffer;

@@ -11,7 +11,8 @@
 namespace moerun::cpu {
 namespace {
 
-constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kLeast = std::numeric_limits<float>::lowest();    // of what can still be chosen
+constexpr float kNever = -std::numeric_limits<float>::infinity();  // what was chosen, or cannot be
 
 void scores_of(Scoring scoring, const float* logits, int64_t n, float* scores) {
   if (scoring == Scoring::sigmoid) {
@@ -25,10 +26,7 @@ void scores_of(Scoring scoring, const float* logits, int64_t n, float* scores) {
 }
 
 int64_t index_of_largest(const float* v, int64_t n) {
-  int64_t best = 0;
-  for (int64_t i = 1; i < n; ++i)
-    if (v[i] > v[best] || (std::isnan(v[best]) && !std::isnan(v[i]))) best = i;
-  return best;
+  return std::max_element(v, v + n) - v;
 }
 
 // What speaks for a group: its best score, or the sum of its two best.
@@ -38,7 +36,7 @@ float merit(Scoring scoring, const float* scores, int64_t n) {
   float second = kNever;
   for (int64_t i = 0; i < n; ++i)
     if (i != best) second = std::max(second, scores[i]);
-  return scores[best] + second;
+  return std::max(kLeast, scores[best] + second);
 }
 
 // Leaves the scores of the best groups, and makes all others kNever.
@@ -57,7 +55,8 @@ void choose_experts(const RouterView& layer, const float* logits, float* scores,
   const int64_t n = layer.gate.outputs;
   float* choice = scores + n;
   scores_of(layer.scoring, logits, n, scores);
-  for (int64_t e = 0; e < n; ++e) choice[e] = scores[e] + (layer.correction ? layer.correction[e] : 0.0f);
+  for (int64_t e = 0; e < n; ++e)  // std::max(a, b) is a if b is not a number
+    choice[e] = std::max(kLeast, scores[e] + (layer.correction ? layer.correction[e] : 0.0f));
   if (layer.top_groups < layer.groups) keep_groups(layer, choice, choice + n);
   float sum = 0.0f;
   for (int64_t i = 0; i < layer.top_k; ++i) {

@@ -37,8 +37,8 @@ struct RouterBatch {
   int64_t x_stride = 0;
   void* logits = nullptr;  // [tokens, num_experts]; the choice is made from these, as they are rounded
   DType logits_type = DType::f32;
-  float* weights = nullptr;  // [tokens, top_k], the largest first
-  int64_t* ids = nullptr;    // [tokens, top_k]
+  float* weights = nullptr;  // [tokens, top_k]
+  int64_t* ids = nullptr;    // [tokens, top_k], the best choice first
 };
 
 class RouterForward {
@@ -58,8 +58,8 @@ class RouterForward {
   std::vector<Buffer> scratch_;  // by thread
 };
 
-// One token's choice from its logits. `scores`: memory for 2 * num_experts + groups numbers. Equal scores:
-// the smaller id first. A NaN is never chosen before a number.
+// One token's choice from its logits, of different experts whatever the numbers are. `scores`: memory for 2 *
+// num_experts + groups numbers. Equal scores: the smaller id first. A NaN counts as the least number.
 void choose_experts(const RouterView& layer, const float* logits, float* scores, float* weights,
                     int64_t* ids) noexcept;
 

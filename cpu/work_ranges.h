@@ -8,20 +8,20 @@
 #include <cstdint>
 #include <memory>
 
+#include "cpu/kernel_table.h"
 #include "cpu/team.h"
 
 namespace moerun::cpu {
 
 // How many of `rows` rows make a work item, when `copies` matrices of as many rows each are to be split. At
 // least kItemBytes, so that the hardware prefetcher pays (heuristic: about 10 us at 25 GB/s); no more items
-// than kItemsPerThread, so that activations are reused while nobody waits long at the end; whole panels of
-// any instruction set.
+// than kItemsPerThread, so that activations are reused while nobody waits long at the end; whole row blocks.
 inline int64_t rows_per_item(int64_t rows, int64_t copies, int64_t bytes_per_row, int threads) {
-  constexpr int64_t kItemBytes = 256 << 10, kItemsPerThread = 8, kRowsMultiple = 96;
+  constexpr int64_t kItemBytes = 256 << 10, kItemsPerThread = 8;
   const int64_t by_bytes = kItemBytes / std::max<int64_t>(bytes_per_row, 1),
                 by_count = rows * copies / (kItemsPerThread * threads);
   const int64_t wanted = std::min(std::max<int64_t>({by_bytes, by_count, 1}), rows);
-  return (wanted + kRowsMultiple - 1) / kRowsMultiple * kRowsMultiple;
+  return (wanted + kRowBlock - 1) / kRowBlock * kRowBlock;
 }
 
 class WorkRanges {

@@ -68,7 +68,8 @@ Owned<Handle>::~Owned() {
   if (!context_) return;
   const DriverTable& driver = context_->driver();
   ContextHandle popped = nullptr;
-  const Result pushed = driver.CtxPushCurrent(context_->handle_);
+  Result pushed = driver.CtxPushCurrent(context_->handle_);
+  if (pushed != kSuccess) pushed = driver.CtxPushCurrent(context_->handle_);  // nobody else gives it back
   (*release_)(handle_);
   if (pushed == kSuccess) driver.CtxPopCurrent(&popped);
 }

@@ -75,8 +75,10 @@ def measure_models(
     rows = []
     for weight_format in formats:
         file = gguf_file(checkpoint, weight_format, peers[0].folder)
-        experts = None if weight_format == "bf16" else weight_format
-        model = hf.from_pretrained(checkpoint, experts=experts, cpu_threads=threads, dtype=torch.bfloat16)
+        quant = None if weight_format == "bf16" else weight_format
+        model = hf.from_pretrained(
+            checkpoint, experts=quant, dense=quant, cpu_threads=threads, dtype=torch.bfloat16
+        )
         title = (
             f"{layers} layers at Qwen3-30B-A3B's shapes, {vocab_size} words, {weight_format}, "
             f"{plural(threads, 'thread')}: {generate.PROMPT_TOKENS} tokens of prompt, "

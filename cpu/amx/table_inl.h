@@ -6,7 +6,6 @@
 #include "cpu/avx512_bf16/quantised_dots.h"
 #include "cpu/kernel_table.h"
 #include "cpu/kernels/f32_dot_inl.h"
-#include "cpu/kernels/limits_inl.h"
 #include "cpu/kernels/linear_inl.h"
 
 namespace moerun::cpu {
@@ -25,11 +24,6 @@ struct InTiles : D {
 };
 
 template <class Tiles>
-double peak(DType type, int64_t rounds, float* sink) {
-  return type == DType::bf16 ? tile_peak<Tiles>(rounds, sink) : dot_peak<F32Dot<DType::f32>>(rounds, sink);
-}
-
-template <class Tiles>
 KernelTable make_amx_table(const char* isa, const KernelTable& avx512_bf16) {
   KernelTable table = avx512_bf16;
   table.isa = isa;
@@ -45,7 +39,7 @@ KernelTable make_amx_table(const char* isa, const KernelTable& avx512_bf16) {
   at(WeightFormat::int4z_g128) = expert_kernels<InTiles<Tiles, CodedDot<WeightFormat::int4z_g128>>>();
   at(WeightFormat::fp8_b128) = expert_kernels<InTiles<Tiles, CodedDot<WeightFormat::fp8_b128>>>();
   at(WeightFormat::mxfp4) = expert_kernels<InTiles<Tiles, CodedDot<WeightFormat::mxfp4>>>();
-  table.limits.dot = peak<Tiles>;
+  table.limits.dot[static_cast<int>(DotType::bf16)] = tile_peak<Tiles>;
   return table;
 }
 

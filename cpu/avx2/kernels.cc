@@ -10,10 +10,6 @@
 namespace moerun::cpu {
 namespace {
 
-double dot(DType, int64_t rounds, float* sink) {
-  return dot_peak<F32Dot<DType::f32>>(rounds, sink);
-}
-
 constexpr KernelTable make_table() {
   KernelTable table = {
       .isa = "avx2",
@@ -22,7 +18,7 @@ constexpr KernelTable make_table() {
       .dense = {attend, rms_norm},
       .convert = convert,
       .quantise = avx2_quantise,
-      .limits = {.read = read_memory, .dot = dot},
+      .limits = {.read = read_memory, .dot = {dot_peak<F32Dot<DType::f32>>}},
   };
   fill_f32_kernels(table.f32_activations);
   return table;

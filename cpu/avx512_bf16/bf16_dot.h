@@ -18,11 +18,13 @@ struct Bf16Dot {
   using RowX = X;
   using Vec = Simd::F;  // 32 bf16, or words of 16 tokens
   using Acc = Simd::F;
+  using Sum = Acc;
   using Row = const char*;
   static constexpr bool scaled = false;
   static constexpr bool arranged = false;
   static constexpr DType weight_type = DType::bf16;
   static constexpr DType activation_type = DType::bf16;
+  static constexpr DotType dot_type = DotType::bf16;
   static constexpr int step = 32;
   static constexpr int64_t step_bytes = 64;
   static constexpr int group = 2;
@@ -42,6 +44,7 @@ struct Bf16Dot {
     return _mm512_set1_ps(pair);
   }
   static void store(X* to, Vec v) { _mm512_storeu_ps(to, v); }
+  static Simd::F to_float(Sum v) { return v; }
   static Acc multiply_add(Vec a, Vec b, Acc c) {
     return _mm512_dpbf16_ps(c, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }

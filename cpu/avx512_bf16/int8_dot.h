@@ -34,6 +34,7 @@ struct Int8Dot {
   static constexpr bool integer = true;
   static constexpr bool in_place = true;
   static constexpr DType activation_type = DType::bf16;
+  static constexpr DotType dot_type = DotType::int8;
   static constexpr int step = 32, group = 2;  // of activations in memory
   static constexpr int block = 64;            // elements of K that share a scale of activations
   static constexpr int64_t block_bytes = block;
@@ -113,32 +114,31 @@ struct Int8Dot {
   static Simd::F as_float(Sum bits) { return _mm512_castsi512_ps((__m512i)bits); }
   static Simd::F to_float(Sum v) { return _mm512_cvtepi32_ps((__m512i)v); }
 
-  // One block of one vector of tokens: from words of 2 bf16 to words of 4 codes; then scale and minus.
-  static void quantise_block(const Vec* words, int64_t count, Sum* codes) {
-    const auto even = [&](int64_t w) {
-      return w < count ? Simd::from_bits(_mm512_slli_epi32(Simd::bits(words[w]), 16)) : Simd::zero();
-    };
-    const auto odd = [&](int64_t w) {
+  // Of words of 2 bf16: number i of each token; zeros from 2 `count` on.
+  static auto unpacked(const Vec* words, int64_t count) {
+    return [=](int i) {
+      if (i / 2 >= count) return Simd::zero();
+      const __m512i word = Simd::bits(words[i / 2]);
       const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-      return w < count ? Simd::from_bits(_mm512_and_si512(Simd::bits(words[w]), high)) : Simd::zero();
+      return Simd::from_bits(i % 2 ? _mm512_and_si512(word, high) : _mm512_slli_epi32(word, 16));
     };
+  }
+
+  // One block of one vector of tokens, value(i) being number i of each, as words of 4 codes; then scale and
+  // minus. Adding 1.5 * 2^23 rounds to an integer and leaves it in the lowest bits.
+  template <class Value>
+  static void quantise_block(const Value& value, Sum* codes) {
     __m512i largest = _mm512_setzero_si512();
-    for (int64_t w = 0; w < count; ++w)
-      largest = _mm512_max_epu32(largest, _mm512_max_epu32(magnitude(even(w)), magnitude(odd(w))));
-    const Simd::F scale = scale_of(largest), inverse = inverse_of(scale);
-    const __m512i byte = _mm512_set1_epi32(255);
+#pragma GCC unroll 4
+    for (int i = 0; i < block; ++i) largest = _mm512_max_epu32(largest, magnitude(value(i)));
+    const Simd::F scale = scale_of(largest), inverse = inverse_of(scale), integral = Simd::set1(0x1.8p23f);
+    const __m512i one = _mm512_set1_epi8(1);
     __m512i sum = _mm512_setzero_si512();
-    for (int64_t w = 0; w < block / 4; ++w) {
-      __m512i word = _mm512_setzero_si512();
-      if (2 * w < count) {
-        const Simd::F four[4] = {even(2 * w), odd(2 * w), even(2 * w + 1), odd(2 * w + 1)};
-        for (int i = 0; i < 4; ++i) {
-          const __m512i q = _mm512_cvtps_epi32(Simd::mul(four[i], inverse));
-          sum = _mm512_add_epi32(sum, q);
-          word =
-              _mm512_or_si512(word, _mm512_sllv_epi32(_mm512_and_si512(q, byte), _mm512_set1_epi32(8 * i)));
-        }
-      }
+#pragma GCC unroll 2
+    for (int w = 0; w < block / 4; ++w) {
+      const auto q = [&](int i) { return Simd::bits(Simd::fmadd(value(4 * w + i), inverse, integral)); };
+      const __m512i word = below<16>(below<8>(q(0), q(1)), below<8>(q(2), q(3)));
+      sum = _mm512_dpbusd_epi32(sum, one, word);
       codes[w] = (Sum)word;
     }
     codes[block / 4] = (Sum)Simd::bits(scale);
@@ -146,6 +146,12 @@ struct Int8Dot {
   }
 
  private:
+  // The low N bits of each lane of `low` below those of `high`.
+  template <int N>
+  static __m512i below(__m512i low, __m512i high) {
+    const __m512i mask = _mm512_set1_epi32((1 << N) - 1);
+    return _mm512_ternarylogic_epi32(mask, low, _mm512_slli_epi32(high, N), 0xca);  // mask ? low : high
+  }
   static __m512i unsigned_codes(__m512i codes) {
     return _mm512_xor_si512(codes, _mm512_set1_epi8(static_cast<char>(0x80)));
   }

@@ -11,10 +11,6 @@
 namespace moerun::cpu {
 namespace {
 
-double dot(DType type, int64_t rounds, float* sink) {
-  return type == DType::bf16 ? dot_peak<Bf16Dot>(rounds, sink) : dot_peak<F32Dot<DType::f32>>(rounds, sink);
-}
-
 KernelTable make_table() {
   KernelTable table = avx512_kernels();
   table.isa = "avx512_bf16";
@@ -32,7 +28,8 @@ KernelTable make_table() {
   at(WeightFormat::int4z_g128) = expert_kernels<CodedDot<WeightFormat::int4z_g128>>();
   at(WeightFormat::fp8_b128) = expert_kernels<CodedDot<WeightFormat::fp8_b128>>();
   at(WeightFormat::mxfp4) = expert_kernels<CodedDot<WeightFormat::mxfp4>>();
-  table.limits.dot = dot;
+  table.limits.dot[static_cast<int>(DotType::bf16)] = dot_peak<Bf16Dot>;
+  table.limits.dot[static_cast<int>(DotType::int8)] = dot_peak<Int8Dot<WeightFormat::int8>>;
   return table;
 }
 

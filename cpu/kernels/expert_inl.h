@@ -3,9 +3,9 @@
 //
 // An expert's tokens go in vectors (tile_inl.h), and a small rest of them row by row (rows_inl.h). Both
 // compute sums for a run of rows into the thread's scratch, and then finish them: activation, or routing
-// weight and accumulation. h is packed for tokens in vectors, [vector][word of K][token][group], and has rows
-// for the others; both take the same space. One thread each; whoever calls them splits the rows among
-// threads.
+// weight and accumulation. h is packed for tokens in vectors, [vector][word of K][token][group], as int8
+// where the down phase multiplies that, and has rows for the others; both take the same space. One thread
+// each; whoever calls them splits the rows among threads.
 #pragma once
 #include <cstdint>
 
@@ -22,18 +22,22 @@ namespace {
 // Most tokens that are read row by row rather than as a vector. Heuristic from bench/kernels on Zen 5: a pass
 // of rows_inl.h over four tokens costs less than half of a vector's tile, memory taken aside.
 constexpr int64_t kMostRowTokens = 8;
+// Of integers, a second pass costs more than a vector of them, whose rows are there anyway (measured).
+constexpr int64_t kMostIntegerRest = kRowTokens;
 
 // How many rows of a matrix are multiplied at a time: a run long enough for the prefetcher, or some groups of
 // tiles whose sums stay in L1 and L2.
 constexpr int64_t kRowRun = 128;
-constexpr int64_t kTileRun = 2 * kGroupRows;
+template <class D>
+constexpr int64_t kTileRun = is_integer<D> ? kRowBlock : 2 * kGroupRows;
 
 // Of an expert's tokens, how many go as vectors; the rest, behind them, go row by row. Both phases agree on
 // it.
+template <class D>
 inline int64_t tokens_in_vectors(int64_t count, const MatrixView& matrix) {
   const int64_t rest = count % Simd::lanes;
-  const bool rows = rest <= kMostRowTokens && matrix.col_stride == 1;
-  return rows ? count - rest : count;
+  const int64_t most = is_integer<D> && count > rest ? kMostIntegerRest : kMostRowTokens;
+  return rest <= most && matrix.col_stride == 1 ? count - rest : count;
 }
 
 inline int64_t vectors(int64_t tokens) {
@@ -64,7 +68,8 @@ struct Workspace {
         c(reinterpret_cast<float*>(arranged + arranged_bytes(k))) {}
 };
 static_assert(kSumsBytes >= kMostRowTokens * 2 * kRowRun * int64_t{sizeof(float)});
-static_assert(kSumsBytes >= 2 * kTileRun * kMostTokenBlock * int64_t{sizeof(float)});
+static_assert(kSumsBytes >= 2 * kRowBlock * kMostTokenBlock * int64_t{sizeof(float)});
+static_assert(kRowBlock >= 2 * kGroupRows);
 
 // The tokens that go row by row, at most kMostRowTokens, as the kernel reads them.
 template <class D>
@@ -125,11 +130,23 @@ inline void finish_down(const DownArgs& a, int64_t row, int64_t count, int64_t f
   }
 }
 
+// Where h of vectors of tokens lies, from token m0 on, in the form that `down` multiplies.
+template <class D>
+inline auto* hidden_vectors(void* h, int64_t m0, int64_t h_stride) {
+  return reinterpret_cast<typename D::Tiles::Sum*>(static_cast<typename D::X*>(h) + m0 * h_stride);
+}
+template <class D>
+constexpr int64_t hidden_vector_stride(int64_t h_stride) {
+  return h_stride / D::group;
+}
+
 // h of `count` rows from c_gate and c_up [row][c_stride], for whole vectors of tokens: rows of c are words of
-// h's packed form already, but for joining `group` of them. `row` is a multiple of group.
+// h's packed form already, but for joining `group` of them, or for quantising them when they are a block of
+// K of the down phase. `row` is a multiple of group, or of the block.
 template <class D>
 inline void finish_gate_up_vectors(const GateUpArgs& a, int64_t row, int64_t count, int64_t vectors,
-                                   const float* gate, const float* up, int64_t c_stride, typename D::X* h) {
+                                   const float* gate, const float* up, int64_t c_stride,
+                                   typename D::Tiles::Sum* h) {
   const auto result = [&](int64_t n, int64_t v) {
     if (n >= count) return Simd::zero();
     const int64_t at = n * c_stride + v * Simd::lanes;
@@ -138,11 +155,18 @@ inline void finish_gate_up_vectors(const GateUpArgs& a, int64_t row, int64_t cou
     return gated(a.activation, Simd::add(Simd::load(gate + at), Simd::set1(gate_bias)),
                  Simd::add(Simd::load(up + at), Simd::set1(up_bias)));
   };
-  for (int64_t v = 0; v < vectors; ++v)
-    for (int64_t n = 0; n < count; n += D::group) {
-      const Simd::F first = result(n, v), second = D::group > 1 ? result(n + 1, v) : Simd::zero();
-      D::store(h + (v * a.h_stride + row + n) * Simd::lanes, D::join_rounded(first, second));
+  for (int64_t v = 0; v < vectors; ++v) {
+    auto* to = h + v * hidden_vector_stride<D>(a.h_stride);
+    if constexpr (is_integer<D>) {
+      Simd::F block[D::block];
+      for (int64_t n = 0; n < D::block; ++n) block[n] = result(n, v);
+      D::quantise_block([&](int n) { return block[n]; }, to + row / D::block * kBlockSums<D>);
+    } else {
+      for (int64_t n = 0; n < count; n += D::group)
+        to[(row + n) / D::group] =
+            D::join_rounded(result(n, v), D::group > 1 ? result(n + 1, v) : Simd::zero());
     }
+  }
 }
 
 // to [token][lanes rows] = from [row][stride], lanes tokens; rows from `count` on are zero.
@@ -192,7 +216,7 @@ void gate_up(const GateUpArgs& a) {
   using X = typename D::X;
   const Workspace work(a.scratch, a.blocking, a.hidden);
   const ExpertView& e = *a.expert;
-  const int64_t in_vectors = tokens_in_vectors(a.count, e.gate);
+  const int64_t in_vectors = tokens_in_vectors<D>(a.count, e.gate);
   const auto token = [&](int64_t m) { return static_cast<const X*>(a.x) + a.rows[m] * a.x_stride; };
   const RowTokens<D> rest(a.count - in_vectors, a.hidden, work.arranged,
                           [&](int64_t m) { return token(in_vectors + m); });
@@ -210,16 +234,16 @@ void gate_up(const GateUpArgs& a) {
     pack_tokens<Tiles<D>>(x, tokens, words, packed);
     const PanelOf<Tiles<D>> panel =
         multiplied_form<Tiles<D>>({packed, vectors(tokens), words}, a.hidden, work.coded);
-    float* c_up = work.c + kTileRun * c_stride;
-    for (int64_t n = a.begin; n < a.end; n += kTileRun) {
-      const int64_t rows = smaller(kTileRun, a.end - n);
-      const bool more = n + kTileRun < a.end;
-      const RowRun gate = {e.gate, n, rows}, up = {e.up, n, rows},
-                   next = {e.gate, n + kTileRun, a.end - n - kTileRun};
+    constexpr int64_t run = kTileRun<D>;
+    float* c_up = work.c + run * c_stride;
+    for (int64_t n = a.begin; n < a.end; n += run) {
+      const int64_t rows = smaller(run, a.end - n);
+      const bool more = n + run < a.end;
+      const RowRun gate = {e.gate, n, rows}, up = {e.up, n, rows}, next = {e.gate, n + run, a.end - n - run};
       multiply_panel<D>(gate, a.hidden, panel, work.c, c_stride, work.stage, &up);
       multiply_panel<D>(up, a.hidden, panel, c_up, c_stride, work.stage, more ? &next : nullptr);
       finish_gate_up_vectors<D>(a, n, rows, panel.vectors, work.c, c_up, c_stride,
-                                static_cast<X*>(a.h) + m0 * a.h_stride);
+                                hidden_vectors<D>(a.h, m0, a.h_stride));
       if (m0 + tokens == in_vectors && in_vectors < a.count)  // the rows are in cache now
         gate_up_rows<D>(a, n, rows, rest, work.c, false);
     }
@@ -241,7 +265,7 @@ void down(const DownArgs& a) {
   using X = typename D::X;
   const Workspace work(a.scratch, a.blocking, a.inter);
   const MatrixView& matrix = a.expert->down;
-  const int64_t in_vectors = tokens_in_vectors(a.count, a.expert->gate);
+  const int64_t in_vectors = tokens_in_vectors<D>(a.count, a.expert->gate);
   const RowTokens<D> rest(a.count - in_vectors, a.inter, work.arranged, [&](int64_t m) {
     return static_cast<const X*>(a.h) + (in_vectors + m) * a.h_stride;
   });
@@ -262,14 +286,14 @@ void down(const DownArgs& a) {
   const int64_t block = token_block(a.blocking, a.inter, in_vectors);
   for (int64_t m0 = 0; m0 < in_vectors; m0 += block) {
     const int64_t tokens = smaller(block, in_vectors - m0), c_stride = vectors(tokens) * Simd::lanes;
-    const auto* h = reinterpret_cast<const typename D::Vec*>(static_cast<const X*>(a.h) + m0 * a.h_stride);
-    const PanelOf<Tiles<D>> panel =
-        multiplied_form<Tiles<D>>({h, vectors(tokens), a.h_stride / D::group}, a.inter, work.coded);
-    for (int64_t n = a.begin; n < a.end; n += kTileRun) {
-      const int64_t rows = smaller(kTileRun, a.end - n);
-      const RowRun now = {matrix, n, rows}, next = after(n, kTileRun);
+    const PanelOf<Tiles<D>> panel = {hidden_vectors<D>(const_cast<void*>(a.h), m0, a.h_stride),
+                                     vectors(tokens), hidden_vector_stride<D>(a.h_stride)};
+    constexpr int64_t run = kTileRun<D>;
+    for (int64_t n = a.begin; n < a.end; n += run) {
+      const int64_t rows = smaller(run, a.end - n);
+      const RowRun now = {matrix, n, rows}, next = after(n, run);
       multiply_panel<D>(now, a.inter, panel, work.c, c_stride, work.stage,
-                        n + kTileRun < a.end || known ? &next : nullptr);
+                        n + run < a.end || known ? &next : nullptr);
       finish_down_vectors(a, n, rows, m0, tokens, work.c, c_stride);
       if (m0 + tokens == in_vectors && in_vectors < a.count) down_rows<D>(a, n, rows, rest, work.c, nullptr);
     }

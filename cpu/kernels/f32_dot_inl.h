@@ -7,7 +7,9 @@
 //   Row          a row of a weight matrix, to be read from any multiple of `step` on
 //   step         elements of K in one Vec of a row; step_bytes what they take in memory
 //   group        consecutive elements of K in one lane of 32 bits: a word
-//   Tiles        the Dot that multiplies rows of X, in place or staged
+//   Tiles        the Dot that multiplies rows of X, in place or staged, as its dot_type; its Sum is a
+//   register
+//                of sums of tiles, which to_float converts
 //   in_place     whether rows hold X, so that words may be broadcast from where they lie
 //   scaled       whether rows are codes with scales: then add_block(row, k, x, sum) adds the products of
 //   `block`
@@ -16,7 +18,7 @@
 #pragma once
 #include <cstring>
 
-#include "src/types.h"
+#include "cpu/kernel_table.h"
 
 namespace moerun::cpu {
 namespace {
@@ -33,11 +35,13 @@ struct F32Dot {
   using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;
+  using Sum = Acc;
   using Row = const char*;
   static constexpr bool scaled = false;
   static constexpr bool arranged = false;
   static constexpr DType weight_type = W;
   static constexpr DType activation_type = DType::f32;
+  static constexpr DotType dot_type = DotType::f32;
   static constexpr int step = Simd::lanes;
   static constexpr int64_t step_bytes = step * size_of(W);
   static constexpr int group = 1;
@@ -57,6 +61,7 @@ struct F32Dot {
     return Simd::set1(value);
   }
   static void store(X* to, Vec v) { Simd::store(to, v); }
+  static Simd::F to_float(Sum v) { return v; }
   static Acc multiply_add(Vec a, Vec b, Acc c) { return Simd::fmadd(a, b, c); }
 
   // A word from `group` of its elements, each in the same lane of one of the two; as they are, or rounded to

@@ -100,7 +100,7 @@ CodedPanel<D> quantise_panel(const Packed& packed, int64_t words, typename D::Su
   const int64_t stride = (words + block_words - 1) / block_words * kBlockSums<D>;
   for (int64_t v = 0; v < packed.vectors; ++v)
     for (int64_t b = 0, k = 0; k < words; ++b, k += block_words)
-      D::quantise_block(packed.data + v * packed.stride + k, smaller(block_words, words - k),
+      D::quantise_block(D::unpacked(packed.data + v * packed.stride + k, smaller(block_words, words - k)),
                         to + v * stride + b * kBlockSums<D>);
   return {to, packed.vectors, stride};
 }

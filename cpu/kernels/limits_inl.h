@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "src/types.h"
+#include "cpu/kernel_table.h"
 
 namespace moerun::cpu {
 namespace {
@@ -27,21 +27,22 @@ inline uint64_t read_memory(const void* data, size_t n) {
   return result;
 }
 
-// 16 independent chains of multiply-adds. The barrier keeps the compiler from folding the rounds.
+// Independent chains of multiply-adds of a Dot that multiplies tiles. The barriers keep the compiler from
+// folding chains or rounds.
 template <class D>
 inline double dot_peak(int64_t rounds, float* sink) {
   constexpr int chains = Simd::lanes == 8 ? 12 : 16;
-  typename D::Acc sum[chains];
-  for (auto& s : sum) s = Simd::zero();
-  typename D::Vec a = Simd::zero();
+  typename D::Sum sum[chains] = {}, a = {};
+  for (auto& s : sum) __asm__ volatile("" : "+v"(s));  // or equal chains would become one
   for (int64_t r = 0; r < rounds; ++r) {
     __asm__ volatile("" : "+v"(a));
 #pragma GCC unroll 16
     for (int j = 0; j < chains; ++j) sum[j] = D::multiply_add(a, a, sum[j]);
   }
-  for (int j = 1; j < chains; ++j) sum[0] = Simd::add(sum[0], sum[j]);
-  *sink = Simd::sum(sum[0]);
-  return 2.0 * rounds * chains * Simd::lanes * D::group;
+  Simd::F total = Simd::zero();
+  for (const auto& s : sum) total = Simd::add(total, D::to_float(s));
+  *sink = Simd::sum(total);
+  return 2.0 * rounds * chains * Simd::lanes * elements_in_word(D::dot_type);
 }
 
 }  // namespace

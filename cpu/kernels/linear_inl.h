@@ -48,7 +48,7 @@ template <class D>
 void linear(const LinearArgs& a) {
   using X = typename D::X;
   const Workspace work(a.scratch, a.blocking, a.inputs);
-  const int64_t in_vectors = tokens_in_vectors(a.count, *a.matrix);
+  const int64_t in_vectors = tokens_in_vectors<D>(a.count, *a.matrix);
   const auto token = [&](int64_t m) { return static_cast<const X*>(a.x) + m * a.x_stride; };
   const RowTokens<D> rest(a.count - in_vectors, a.inputs, work.arranged,
                           [&](int64_t m) { return token(in_vectors + m); });
@@ -67,9 +67,9 @@ void linear(const LinearArgs& a) {
     const PanelOf<Tiles<D>> panel =
         multiplied_form<Tiles<D>>({packed, vectors(tokens), words}, a.inputs, work.coded);
     const int64_t c_stride = panel.vectors * Simd::lanes;
-    for (int64_t n = a.begin; n < a.end; n += kTileRun) {
-      const RowRun now = {*a.matrix, n, smaller(kTileRun, a.end - n)};
-      const RowRun next = {*a.matrix, n + kTileRun, a.end - n - kTileRun};
+    for (int64_t n = a.begin; n < a.end; n += kTileRun<D>) {
+      const RowRun now = {*a.matrix, n, smaller(kTileRun<D>, a.end - n)};
+      const RowRun next = {*a.matrix, n + kTileRun<D>, a.end - n - kTileRun<D>};
       multiply_panel<D>(now, a.inputs, panel, work.c, c_stride, work.stage, next.count > 0 ? &next : nullptr);
       finish_linear_vectors(a, n, now.count, m0, tokens, work.c, c_stride);
       if (m0 + tokens == in_vectors && in_vectors < a.count)
@@ -80,7 +80,7 @@ void linear(const LinearArgs& a) {
 
 template <class D>
 constexpr ExpertKernels expert_kernels() {
-  return {gate_up<D>, down<D>, linear<D>};
+  return {gate_up<D>, down<D>, linear<D>, D::Tiles::dot_type};
 }
 
 }  // namespace

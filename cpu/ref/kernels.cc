@@ -127,7 +127,7 @@ uint64_t read(const void* data, size_t n) {
   return sum;
 }
 
-double dot_peak(DType, int64_t rounds, float* sink) {
+double dot_peak(int64_t rounds, float* sink) {
   float sum[8] = {}, factor = 1e-9f;
   for (int64_t r = 0; r < rounds; ++r) {
     __asm__ volatile("" : "+x"(factor));
@@ -151,7 +151,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .dense = {attend, rms_norm},
       .convert = convert,
       .quantise = ref_quantise,
-      .limits = {.read = read, .dot = dot_peak},
+      .limits = {.read = read, .dot = {dot_peak}},
   };
 }
 

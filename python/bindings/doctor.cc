@@ -51,7 +51,7 @@ py::dict measure_limits(int threads, int64_t buffer_bytes, const std::string& is
         cpu::measure_limits(cpu::choose_kernels(isa), cpu::Team(threads), {buffer_bytes, seconds, repeats});
   }
   py::dict dot, d;
-  for (const cpu::DotPeak& peak : limits.dot) dot[name_of(peak.type)] = figure_dict(peak.gflop_per_s);
+  for (const cpu::DotPeak& peak : limits.dot) dot[cpu::name_of(peak.type)] = figure_dict(peak.gflop_per_s);
   d["threads"] = limits.threads;
   d["buffer_bytes"] = limits.buffer_bytes;
   d["read_gb_per_s"] = figure_dict(limits.read_gb_per_s);
@@ -92,7 +92,12 @@ void bind_doctor(py::module_& m) {
       "The row that an engine would use: `isa`, or else MOERUN_ISA, or else the best. Raises ValueError.");
   m.def("measure_limits", &measure_limits, py::arg("threads"), py::arg("buffer_bytes"), py::arg("isa") = "",
         py::arg("seconds") = 1.0, py::arg("repeats") = 9,
-        "Read bandwidth (GB/s) and dot-product peak (GFLOP/s by format), each measured for `seconds`.");
+        "Read bandwidth (GB/s) and dot-product peaks (GFLOP/s by what is multiplied), each measured for "
+        "`seconds`.");
+  py::enum_<cpu::DotType>(m, "DotType", "What the multiply-adds of a kernel multiply.")
+      .value("fp32", cpu::DotType::f32)
+      .value("bf16", cpu::DotType::bf16)
+      .value("int8", cpu::DotType::int8);
   py::class_<cpu::LimitMeter>(m, "LimitMeter", "Measures the machine's limits one slice of time a call.")
       .def(py::init([](int threads, int64_t buffer_bytes, const std::string& isa) {
              return std::make_unique<cpu::LimitMeter>(cpu::choose_kernels(isa), cpu::Team(threads),
@@ -100,6 +105,8 @@ void bind_doctor(py::module_& m) {
            }),
            py::arg("threads"), py::arg("buffer_bytes"), py::arg("isa") = "")
       .def_property_readonly("dot_types", &cpu::LimitMeter::dot_types)
+      .def("dot_type", &cpu::LimitMeter::dot_type, py::arg("format"),
+           "What many tokens of bf16 with weights of a format are multiplied as.")
       .def("read", &cpu::LimitMeter::read, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
            "GB/s of reading the buffer in order.")
       .def("dot", &cpu::LimitMeter::dot, py::arg("type"), py::arg("seconds"),

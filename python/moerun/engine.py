@@ -60,6 +60,11 @@ def _make_core(config: EngineConfig) -> _core.Engine:
         return _core.Engine(threads, isa)
 
 
+def _x_dtype(weight_format: str, given: str | None) -> str:
+    """The type of activations to compile for."""
+    return given or (weight_format if weight_format in DTYPES else "bf16")
+
+
 class Engine:
     """Runs layers of experts. Thread-safe: one batch computes at a time, others wait their turn.
 
@@ -103,7 +108,12 @@ class Engine:
 
         return Calibrator(self.config.calibration)
 
-    def add_layer(self, spec: LayerSpec, tensors: dict[str, Any] | ExpertMemory | ExpertBlobs) -> Layer:
+    def add_layer(
+        self,
+        spec: LayerSpec,
+        tensors: dict[str, Any] | ExpertMemory | ExpertBlobs,
+        x_dtype: str | None = None,
+    ) -> Layer:
         """Adds a layer of experts and returns it. Its memory is used where it lies and kept alive.
 
         With ``spec.quant``, weights in another format are quantised first, on the engine's number of threads,
@@ -118,12 +128,18 @@ class Engine:
             DLPack), gate rows first, and with ``spec.bias`` also ``"gate_up_bias" [E, 2I]`` and
             ``"down_bias" [E, H]``; or ExpertMemory or ExpertBlobs, as Checkpoint.experts gives. Transposed
             views are used as they are; other strides and tensors on a device are copied once.
+        x_dtype
+            Type of the activations to come, "fp32", "fp16" or "bf16": an engine with a GPU compiles its
+            kernels for it now, before any expert is copied. None means that of the weights, or bf16 for
+            quantised ones. Other types are compiled for when they come first.
 
         Raises
         ------
         ValueError, TypeError
             A tensor that is missing, not expected, or of another shape or type than the spec says; a weight
             that ``spec.quant`` cannot hold.
+        moerun.errors.KernelError
+            The GPU's kernels cannot be compiled.
         """
         if not isinstance(spec, LayerSpec):
             raise TypeError(f"spec must be a LayerSpec, got {type(spec).__name__}")
@@ -133,12 +149,17 @@ class Engine:
             )
         memory = memory_of(spec, tensors) if isinstance(tensors, Mapping) else tensors
         check_memory(spec, memory)
+        stored = memory.format if isinstance(memory, ExpertBlobs) else memory.dtype
+        self._prepare_kernels(spec, spec.quant or stored, x_dtype)
         if isinstance(memory, ExpertMemory) and spec.quant not in (None, memory.dtype):
             from moerun.quant import quantise_layer
 
             memory = quantise_layer(spec, memory, spec.quant, self.config.cpu_threads, self.config.isa)
         weight_format = memory.format if isinstance(memory, ExpertBlobs) else memory.dtype
-        layer = Layer(self, spec, self._add(spec, memory), weight_format)
+        x_dtype = _x_dtype(weight_format, x_dtype)
+        layer = Layer(self, spec, self._add(spec, memory), weight_format, x_dtype)
+        if self._kernels is not None:
+            self._kernels.ensure(layer._core, spec, weight_format, x_dtype)
         self._layers.append(layer)
         self._check_pinning()
         if self._calibrator is not None:
@@ -151,6 +172,7 @@ class Engine:
         layer_index: int,
         quant: str | None = None,
         on_progress: Callable[[int], object] | None = None,
+        x_dtype: str | None = None,
     ) -> Layer:
         """Adds the experts of one layer of a checkpoint, read where the file is mapped.
 
@@ -164,6 +186,8 @@ class Engine:
         on_progress
             Called with the number of experts that have become ready since the last call, where there is
             something to quantise.
+        x_dtype
+            As for add_layer.
 
         Raises
         ------
@@ -171,7 +195,7 @@ class Engine:
             The layer has no experts (the message names those that have some), the format is unknown, cannot
             hold a weight, or the checkpoint is already quantised in another one.
         """
-        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress)
+        layer = self._add_layer_from(checkpoint, layer_index, quant, on_progress, x_dtype)
         if self._usage is not None:
             self._usage.add(checkpoint, layer_index, layer)
         return layer
@@ -182,10 +206,11 @@ class Engine:
         layer_index: int,
         quant: str | None,
         on_progress: Callable[[int], object] | None,
+        x_dtype: str | None,
     ) -> Layer:
         spec = dataclasses.replace(checkpoint.spec(layer_index), quant=quant)
         if quant in (None, checkpoint.expert_dtype):
-            return self.add_layer(spec, checkpoint.experts(layer_index))
+            return self.add_layer(spec, checkpoint.experts(layer_index), x_dtype)
         if checkpoint.expert_dtype not in DTYPES:
             raise ValueError(
                 f"the experts of {checkpoint.path} are stored as {checkpoint.expert_dtype} and cannot become "
@@ -193,8 +218,16 @@ class Engine:
             )
         from moerun.quant import load_quantised
 
+        self._prepare_kernels(spec, quant, x_dtype)  # quantising takes a while
         threads, isa = self.config.cpu_threads, self.config.isa
-        return self.add_layer(spec, load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress))
+        blobs = load_quantised(checkpoint, layer_index, quant, threads, isa, on_progress)
+        return self.add_layer(spec, blobs, x_dtype)
+
+    def _prepare_kernels(self, spec: LayerSpec, weight_format: str, x_dtype: str | None) -> None:
+        if x_dtype is not None and x_dtype not in DTYPES:
+            raise ValueError(f"x_dtype {x_dtype!r} is unknown; known: {', '.join(DTYPES)}")
+        if self._kernels is not None:
+            self._kernels.prepare(spec, weight_format, _x_dtype(weight_format, x_dtype))
 
     def start(self) -> None:
         """Says that all layers are there: the GPU's cache begins to fill with the experts that earlier runs
@@ -319,10 +352,13 @@ class Engine:
 class Layer:
     """One layer of experts in an engine. Made by Engine.add_layer."""
 
-    def __init__(self, engine: Engine, spec: LayerSpec, core: _core.Layer, weight_format: str) -> None:
+    def __init__(
+        self, engine: Engine, spec: LayerSpec, core: _core.Layer, weight_format: str, x_dtype: str
+    ) -> None:
         self.engine = engine
         self.spec = spec
         self.weight_format = weight_format
+        self.x_dtype = x_dtype  # of the activations that are expected; others are served too
         self._core = core
 
     def forward(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any = None) -> Any:

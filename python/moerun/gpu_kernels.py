@@ -1,4 +1,4 @@
-"""The GPU kernels of an engine: compiled per shape of layer and type of activations, when first needed."""
+"""The GPU kernels of an engine, by shape of layer and type of x: compiled when a layer is added."""
 
 from __future__ import annotations
 
@@ -36,13 +36,11 @@ class EngineKernels:
         self._loaded: dict[KernelShape, _core.ExpertKernels] = {}
         self._given: set[tuple[int, str]] = set()  # (layer, type of x)
 
-    def ensure(self, layer: _core.Layer, spec: LayerSpec, weight_format: str, x_dtype: str) -> None:
-        """Gives the layer kernels for activations of this type, unless it has them.
+    def prepare(self, spec: LayerSpec, weight_format: str, x_dtype: str) -> _core.ExpertKernels:
+        """Kernels for such layers and activations of this type, compiled and loaded unless they are there.
 
         Raises KernelError if they cannot be compiled, GpuError if they cannot be loaded.
         """
-        if (layer.index, x_dtype) in self._given:
-            return
         from moerun.kernels.contract import KernelShape
 
         shape = KernelShape(
@@ -61,8 +59,14 @@ class EngineKernels:
                 architecture = self._core.gpu_architecture
                 assert architecture is not None
                 self._loaded[shape] = self._core.load_kernels(to_core(_compile(shape, architecture)))
-            self._core.set_kernels(layer, self._loaded[shape])
-            self._given.add((layer.index, x_dtype))
+            return self._loaded[shape]
+
+    def ensure(self, layer: _core.Layer, spec: LayerSpec, weight_format: str, x_dtype: str) -> None:
+        """Gives the layer kernels for x of this type, unless it has them. Raises as prepare does."""
+        if (layer.index, x_dtype) in self._given:
+            return
+        self._core.set_kernels(layer, self.prepare(spec, weight_format, x_dtype))
+        self._given.add((layer.index, x_dtype))
 
 
 def _compile(shape: KernelShape, architecture: int) -> LayerKernels:

@@ -61,7 +61,7 @@ def process_memory() -> ProcessMemory:
 
 
 def measure_limits(threads: int, isa: str = "", seconds: float = 1.0, repeats: int = 9) -> dict[str, Any]:
-    """Measure this machine's read bandwidth and dot-product peak with our own loads and multiply-adds.
+    """Measure this machine's read bandwidth and dot-product peaks with our own loads and multiply-adds.
 
     Parameters
     ----------
@@ -70,16 +70,17 @@ def measure_limits(threads: int, isa: str = "", seconds: float = 1.0, repeats: i
     isa
         Row of the kernel table; empty means the one that an engine would use.
     seconds
-        Time for each of the two or three measurements, all of its repeats together.
+        Time for each of the two to four measurements, all of its repeats together.
     repeats
         How often each is repeated; the measurements take turns.
 
     Returns
     -------
     dict
-        ``threads``, ``buffer_bytes``, ``read_gb_per_s`` and, by format, ``dot_gflop_per_s``. Each figure is
-        a dict of ``median``, ``best``, ``spread_percent`` (distance between the quartiles over the median)
-        and ``repeats``.
+        ``threads``, ``buffer_bytes``, ``read_gb_per_s`` and ``dot_gflop_per_s`` by what is multiplied: fp32,
+        and where the kernels can, bf16 and int8 (a multiply-add is two operations). Each figure is a dict of
+        ``median``, ``best``, ``spread_percent`` (distance between the quartiles over the median) and
+        ``repeats``.
 
     Raises
     ------

@@ -108,6 +108,11 @@ def strides(array: Any) -> tuple[int, ...]:
     return tuple(s // array.itemsize for s in array.strides)
 
 
+def is_contiguous(array: Any) -> bool:
+    """Whether the elements lie in order without gaps."""
+    return array.is_contiguous() if is_torch(array) else array.flags.c_contiguous
+
+
 def has_whole_strides(array: Any) -> bool:
     """Whether all strides are multiples of the item size; those of the fields of numpy records may not be."""
     return is_torch(array) or all(s % array.itemsize == 0 for s in array.strides)

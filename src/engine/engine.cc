@@ -219,18 +219,6 @@ void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   });
 }
 
-void Engine::warm_start(const Layer& layer, std::span<const double> shares) {
-  const std::lock_guard lock(mutex_);
-  hybrid().warm_start(layer.index(), shares);
-}
-
-void Engine::start() {
-  run_where_batches_run([&] {
-    const std::lock_guard lock(mutex_);
-    hybrid().start();
-  });
-}
-
 void Engine::linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch) {
   run_dense("linear", batch.tokens, [&] { linear_.run(layer, batch); });
 }
@@ -245,6 +233,18 @@ void Engine::route(const cpu::RouterView& layer, const cpu::RouterBatch& batch) 
 
 void Engine::rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch) {
   run_dense("norm", batch.rows, [&] { cpu::rms_norm(kernels_, forward_.team(), norm, batch); });
+}
+
+void Engine::warm_start(const Layer& layer, std::span<const double> shares) {
+  const std::lock_guard lock(mutex_);
+  hybrid().warm_start(layer.index(), shares);
+}
+
+void Engine::start() {
+  run_where_batches_run([&] {
+    const std::lock_guard lock(mutex_);
+    hybrid().start();
+  });
 }
 
 std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from expert_layers import ISAS_WITH_BF16_DOT
+from expert_layers import ISAS_WITH_BF16_DOT, ISAS_WITH_INT8_DOT
 from moerun import _core, machine
 
 MIB = 1 << 20
@@ -20,12 +20,27 @@ def test_every_instruction_set_has_limits(isa, threads):
         assert figure["repeats"] == 3
 
 
-def test_bf16_is_measured_where_it_is_multiplied_directly():
-    measured = {
-        isa: _core.measure_limits(1, buffer_bytes=MIB, isa=isa, seconds=0.003, repeats=1)["dot_gflop_per_s"]
-        for isa in _core.available_isas()
-    }
-    assert all(("bf16" in dot) == (isa in ISAS_WITH_BF16_DOT) for isa, dot in measured.items())
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_bf16_and_int8_are_measured_where_they_are_multiplied(isa):
+    measured = _core.measure_limits(1, buffer_bytes=MIB, isa=isa, seconds=0.003, repeats=1)["dot_gflop_per_s"]
+    assert ("bf16" in measured) == (isa in ISAS_WITH_BF16_DOT)
+    assert ("int8" in measured) == (isa in ISAS_WITH_INT8_DOT)
+
+
+@pytest.mark.parametrize("isa", _core.available_isas())
+def test_a_format_has_the_peak_of_what_its_kernels_multiply(isa):
+    meter = _core.LimitMeter(1, MIB, isa)
+    expected = dict.fromkeys(_core.WeightFormat.__members__, "bf16" if isa in ISAS_WITH_BF16_DOT else "fp32")
+    expected |= dict.fromkeys(("fp32", "fp16"), "fp32")
+    if isa in ISAS_WITH_INT8_DOT:
+        expected |= dict.fromkeys(("int8", "int8_g128"), "int8")
+    assert {f: meter.dot_type(t).name for f, t in _core.WeightFormat.__members__.items()} == expected
+    for name, dot_type in _core.DotType.__members__.items():
+        if dot_type in meter.dot_types:
+            assert meter.dot(dot_type, seconds=0.001) > 0
+        else:
+            with pytest.raises(ValueError, match=f"{isa} kernels do not multiply {name}"):
+                meter.dot(dot_type, seconds=0.001)
 
 
 @pytest.mark.parametrize(

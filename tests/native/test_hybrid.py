@@ -24,6 +24,7 @@ SOURCES = {
     "src/expert_store/host_blobs.cc": [],
     "src/expert_store/quantise.cc": [],
     "src/trace/trace.cc": [],
+    "tests/native/hybrid_faults_test.cc": [],
     "tests/native/hybrid_test.cc": [],
 }
 

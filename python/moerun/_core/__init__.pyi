@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -638,6 +638,71 @@ class MappedFile:
         Length in bytes.
         """
 
+class DotType:
+    """
+    What the multiply-adds of a kernel multiply.
+    
+    Members:
+    
+      fp32
+    
+      bf16
+    
+      int8
+    """
+    __members__: typing.ClassVar[dict[str, DotType]]
+    bf16: typing.ClassVar[DotType]
+    fp32: typing.ClassVar[DotType]
+    int8: typing.ClassVar[DotType]
+
+    @typing.overload
+    def __eq__(self, other: DotType) -> bool:
+        ...
+
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+
+    def __getstate__(self) -> int:
+        ...
+
+    def __hash__(self) -> int:
+        ...
+
+    def __index__(self) -> int:
+        ...
+
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __int__(self) -> int:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: DotType) -> bool:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def value(self) -> int:
+        ...
+
 class LimitMeter:
     """
     Measures the machine's limits one slice of time a call.
@@ -646,9 +711,14 @@ class LimitMeter:
     def __init__(self, threads: typing.SupportsInt | typing.SupportsIndex, buffer_bytes: typing.SupportsInt | typing.SupportsIndex, isa: str='') -> None:
         ...
 
-    def dot(self, type: DType, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float:
+    def dot(self, type: DotType, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float:
         """
         GFLOP/s of multiply-adds in registers.
+        """
+
+    def dot_type(self, format: WeightFormat) -> DotType:
+        """
+        What many tokens of bf16 with weights of a format are multiplied as.
         """
 
     def read(self, seconds: typing.SupportsFloat | typing.SupportsIndex) -> float:
@@ -657,7 +727,7 @@ class LimitMeter:
         """
 
     @property
-    def dot_types(self) -> list[DType]:
+    def dot_types(self) -> list[DotType]:
         ...
 
 class CacheTable:
@@ -734,7 +804,7 @@ def cpu_info() -> dict:
 
 def measure_limits(threads: typing.SupportsInt | typing.SupportsIndex, buffer_bytes: typing.SupportsInt | typing.SupportsIndex, isa: str='', seconds: typing.SupportsFloat | typing.SupportsIndex=1.0, repeats: typing.SupportsInt | typing.SupportsIndex=9) -> dict:
     """
-    Read bandwidth (GB/s) and dot-product peak (GFLOP/s by format), each measured for `seconds`.
+    Read bandwidth (GB/s) and dot-product peaks (GFLOP/s by what is multiplied), each measured for `seconds`.
     """
 
 def openmp_runtime() -> str:

@@ -12,6 +12,8 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from moerun.hf.attention_step import reuse_room
+
 Column = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of some columns, by layer
 
 # What can be taken back, of transformers' names for the layers of a model.
@@ -51,7 +53,9 @@ def new_cache() -> DynamicCache:
 
 def last_columns(cache: Cache, count: int) -> Column:
     """The keys and values of the latest `count` positions. They stay as they are when the cache changes."""
-    return [(layer.keys[:, :, -count:], layer.values[:, :, -count:]) for layer in _filled(cache)]
+    return [
+        (layer.keys[:, :, -count:].clone(), layer.values[:, :, -count:].clone()) for layer in _filled(cache)
+    ]
 
 
 def drop_columns(cache: Cache, count: int) -> None:
@@ -59,6 +63,7 @@ def drop_columns(cache: Cache, count: int) -> None:
     for layer in _filled(cache):
         length = layer.keys.shape[-2] - count  # (by hand: what crop's argument means depends on the version)
         layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+        reuse_room(layer)
 
 
 def restore_columns(cache: Cache, columns: Column, rows: torch.Tensor) -> None:
@@ -72,6 +77,7 @@ def drop_per_row(cache: Cache, counts: list[int]) -> None:
     """Takes back the latest counts[b] positions of sequence b; afterwards all end in one column again."""
     for layer in _filled(cache):
         layer.keys, layer.values = aligned(layer.keys, counts, 2), aligned(layer.values, counts, 2)
+        reuse_room(layer)
 
 
 def aligned(tensor: torch.Tensor, counts: list[int], dim: int) -> torch.Tensor:

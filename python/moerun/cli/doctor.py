@@ -31,7 +31,7 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         parents=[common],
         help="what this machine has and can do, and what is missing",
         description="Shows processor, kernels, memory, software and GPU, measures the read bandwidth and the "
-        "dot-product peak (about 6 seconds), and says what to put right.",
+        "dot-product peaks (about 8 seconds), and says what to put right.",
     )
     parser.add_argument("--quick", action="store_true", help="measure for a tenth of the time, less exactly")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -212,7 +212,8 @@ def limit_rows(limits: list[dict[str, Any]]) -> list[list[str]]:
     rows = [["Limits, measured", "", "threads", "median", "best", "spread"]]
     rows += [row("memory read", "GB/s", m["threads"], m["read_gb_per_s"]) for m in limits]
     for dtype in limits[0]["dot_gflop_per_s"]:
-        rows += [row(f"dot {dtype}", "GFLOP/s", m["threads"], m["dot_gflop_per_s"][dtype]) for m in limits]
+        unit = "GOP/s" if dtype == "int8" else "GFLOP/s"
+        rows += [row(f"dot {dtype}", unit, m["threads"], m["dot_gflop_per_s"][dtype]) for m in limits]
     return rows
 
 

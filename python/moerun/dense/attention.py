@@ -41,7 +41,8 @@ class Attention:
     norm
         Of queries and keys, or None.
     clip
-        Projections are clamped to ``[-clip, clip]``; None: they are not.
+        Projections are clamped to ``[-clip, clip]``, after norms of a token's heads together and before those
+        of every head by itself; None: they are not.
     sinks
         ``[heads]`` a score of each head that has no value (gpt-oss), or None.
 
@@ -65,10 +66,11 @@ class Attention:
         clip: float | None = None,
         sinks: Any = None,
     ) -> None:
-        self.heads, self.kv_heads = query.outputs // head_dim, key.outputs // head_dim
+        self.heads, self.kv_heads = query.outputs // max(head_dim, 1), key.outputs // max(head_dim, 1)
         self.head_dim = head_dim
         fits = (
-            query.outputs == self.heads * head_dim
+            head_dim > 0
+            and query.outputs == self.heads * head_dim
             and key.outputs == value.outputs == self.kv_heads * head_dim
             and self.kv_heads > 0
             and self.heads % self.kv_heads == 0
@@ -124,7 +126,7 @@ class Attention:
         x
             ``[sequences, tokens, H]`` in host memory.
         cos, sin
-            float32 ``[sequences * tokens, rotated]``: elements i and i + rotated / 2 of a head are a pair
+            float32 ``[sequences * tokens, rotated]``, contiguous: elements i and i + rotated / 2 of a head are a pair
             that is turned (arXiv 2104.09864, as transformers lays it out); the rest of the head is not.
         keys, values
             ``[sequences, kv_heads, room, head_dim]`` of one float type, with heads of at least
@@ -146,11 +148,11 @@ class Attention:
         RuntimeError
             The engine is closed.
         """
+        self._check(x, cos, sin, keys, values, past)
         sequences, tokens, width = x.shape
         x_type = tensors.float_type(x, "x")
         rows = tensors.with_contiguous_rows(x.reshape(-1, width))
         out = tensors.empty_like(rows, (sequences * tokens, self.projections[3].outputs))
-        self._check(rows, cos, sin, keys, values, sequences, past + tokens)
         mask_at, mask_strides = _place(mask, (sequences, 1, tokens), past + tokens)
         of_keys = tensors.strides(keys)
         self.engine._core.attention(
@@ -170,33 +172,48 @@ class Attention:
             mask_at,
             mask_strides,
         )
-        return out.reshape(sequences, tokens, -1)
+        return out.reshape(sequences, tokens, out.shape[1])
 
-    def _check(
-        self, rows: Any, cos: Any, sin: Any, keys: Any, values: Any, sequences: int, total: int
-    ) -> None:
+    def _check(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int) -> None:
         """Raises ValueError for what would read or write outside of the arrays."""
-        if rows.shape[1] != self.projections[0].inputs:
-            raise ValueError(f"x must be [..., {self.projections[0].inputs}], got {list(rows.shape)}")
-        angles = (rows.shape[0], cos.shape[1])
-        if tuple(cos.shape) != angles or tuple(sin.shape) != angles or angles[1] > self.head_dim:
+        if x.ndim != 3 or x.shape[2] != self.projections[0].inputs:
             raise ValueError(
-                f"cos and sin must be [{rows.shape[0]}, at most {self.head_dim}], "
-                f"got {list(cos.shape)} and {list(sin.shape)}"
+                f"x must be [sequences, tokens, {self.projections[0].inputs}], got {list(x.shape)}"
             )
+        sequences, tokens = x.shape[:2]
+        rotated = cos.shape[-1]
+        if (
+            tuple(cos.shape) != (sequences * tokens, rotated)
+            or cos.shape != sin.shape
+            or rotated % 2
+            or rotated > self.head_dim
+            or not tensors.dtype_name(cos) == tensors.dtype_name(sin) == "float32"
+            or not (tensors.is_contiguous(cos) and tensors.is_contiguous(sin))
+        ):
+            raise ValueError(
+                f"cos and sin must be float32 [{sequences * tokens}, even, at most {self.head_dim}] and "
+                f"contiguous, got {_describe(cos)} and {_describe(sin)}"
+            )
+        if past < 0:
+            raise ValueError(f"past must not be negative, got {past}")
         shape = keys.shape
-        fits = (
-            tuple(values.shape) == tuple(shape)
-            and tensors.strides(keys) == tensors.strides(values)
-            and tensors.strides(keys)[2:] == (self.head_dim, 1)
-            and tuple(shape[:2]) == (sequences, self.kv_heads)
-            and shape[2] >= total
-        )
-        if not fits:
+        if (
+            values.shape != shape
+            or values.dtype != keys.dtype
+            or tensors.strides(values) != tensors.strides(keys)
+            or tensors.strides(keys)[2:] != (self.head_dim, 1)
+            or tuple(shape[:2]) != (sequences, self.kv_heads)
+            or shape[2] < past + tokens
+        ):
             raise ValueError(
-                f"keys and values must be [{sequences}, {self.kv_heads}, at least {total}, {self.head_dim}] "
-                f"with contiguous heads, got {list(shape)} and {list(values.shape)}"
+                f"keys and values must be [{sequences}, {self.kv_heads}, at least {past + tokens}, "
+                f"{self.head_dim}] of one float type with contiguous heads, got {_describe(keys)} and "
+                f"{_describe(values)}"
             )
+
+
+def _describe(array: Any) -> str:
+    return f"{tensors.dtype_name(array)} {list(array.shape)} with strides {list(tensors.strides(array))}"
 
 
 def _place(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int]]:

@@ -8,6 +8,7 @@ asked for another attention than "sdpa", and multi-head latent attention.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 8  # of a sequence; heuristic: where torch's kernel for many queries catches up
 LEAST_ROOM = 256  # keys
+_ROOM = "moerun_room"  # attribute of a cache's layer
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _NORMS = ("q_norm", "k_norm")
@@ -82,7 +84,7 @@ class _EngineAttention(torch.nn.Module):
 
 def _is_plain(layer: Any) -> bool:
     """Whether a layer of a cache keeps all keys and values of a prompt that it has seen."""
-    return type(layer) is DynamicLayer and layer.is_initialized and layer.keys.ndim == 4
+    return type(layer) is DynamicLayer and layer.keys is not None and layer.keys.ndim == 4
 
 
 def _usable(mask: torch.Tensor | None, x: torch.Tensor) -> bool:
@@ -110,23 +112,42 @@ def _make_room(layer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Lengthens a layer's keys and values by `tokens`, whose contents are yet to be written.
 
     The layer's tensors become the front of longer ones, [sequences, heads, room, width], which are returned.
-    Everything that transformers does with them (cropping, selecting, copying) stays as it is; where they are
-    not the front of ours any more, they are copied once.
+    Where they are not the front of ours any more (selected, copied, repeated), or shorter than they were
+    (cropped: somebody may have kept the longer ones), they are copied to a new place first, as transformers
+    does for every token.
     """
     past = layer.keys.shape[2]
-    rooms = layer.__dict__.get("moerun_rooms")
-    if rooms is None or not _is_front(layer.keys, rooms[0]) or not _is_front(layer.values, rooms[1]):
-        rooms = None
-    if rooms is None or past + tokens > rooms[0].shape[2]:
+    room: _Room | None = layer.__dict__.get(_ROOM)
+    if room is None or not room.holds(layer) or past < room.filled or past + tokens > room.keys.shape[2]:
         sequences, heads, _, width = layer.keys.shape
-        room = past + max(past // 2, LEAST_ROOM) + tokens
-        rooms = tuple(t.new_empty((sequences, heads, room, width)) for t in (layer.keys, layer.values))
-        rooms[0][:, :, :past] = layer.keys
-        rooms[1][:, :, :past] = layer.values
-        layer.moerun_rooms = rooms
-    layer.keys = rooms[0].narrow(2, 0, past + tokens)
-    layer.values = rooms[1].narrow(2, 0, past + tokens)
-    return rooms
+        size = (sequences, heads, past + max(past // 2, LEAST_ROOM) + tokens, width)
+        room = _Room(layer.keys.new_empty(size), layer.values.new_empty(size))
+        room.keys[:, :, :past] = layer.keys
+        room.values[:, :, :past] = layer.values
+        setattr(layer, _ROOM, room)
+    room.filled = past + tokens
+    layer.keys = room.keys.narrow(2, 0, past + tokens)
+    layer.values = room.values.narrow(2, 0, past + tokens)
+    return room.keys, room.values
+
+
+def reuse_room(layer: Any) -> None:
+    """Says of a cropped layer that nobody has kept what was behind its end: it may be overwritten."""
+    room: _Room | None = layer.__dict__.get(_ROOM)
+    if room is not None and room.holds(layer):
+        room.filled = layer.keys.shape[2]
+
+
+@dataclasses.dataclass
+class _Room:
+    """Keys and values with room behind those that are there."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    filled: int = 0  # columns that were written
+
+    def holds(self, layer: Any) -> bool:
+        return _is_front(layer.keys, self.keys) and _is_front(layer.values, self.values)
 
 
 def _is_front(part: torch.Tensor, room: torch.Tensor) -> bool:

@@ -115,12 +115,10 @@ def may_skip_torch(x: torch.Tensor) -> bool:
     )
 
 
-_mixed: dict[tuple[Any, Any], type] = {}
-
-
 def mix_in(mixin: Any, module: Any) -> None:
     """Gives a module the mixin's forward; its own is the mixin's super()'s."""
     cls = type(module)
-    if (mixin, cls) not in _mixed:
-        _mixed[mixin, cls] = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__})
-    module.__class__ = _mixed[mixin, cls]
+    name = f"Engine{cls.__name__}"
+    if name not in globals():  # where pickle looks for it; what it holds cannot be pickled, and says so
+        globals()[name] = type(name, (mixin, cls), {"__module__": __name__})
+    module.__class__ = globals()[name]

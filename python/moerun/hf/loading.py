@@ -209,7 +209,8 @@ def _attach(
     from moerun.hf.norm import attach_norms
     from moerun.hf.router import attach_routers
 
-    layers = _add_layers(engine, checkpoint, experts)
+    x_dtype = next(ours for ours, theirs in _DTYPES.items() if theirs == _torch_name(model.dtype))
+    layers = _add_layers(engine, checkpoint, experts, x_dtype)
     attach_layers(model, layers)
     engine.start()
     if engine.gpu is None:
@@ -241,12 +242,16 @@ def _config_without_quantisation(folder: str, checkpoint: Checkpoint) -> Any:
     return config
 
 
-def _add_layers(engine: Engine, checkpoint: Checkpoint, experts: str | None) -> dict[int, Layer]:
+def _add_layers(
+    engine: Engine, checkpoint: Checkpoint, experts: str | None, x_dtype: str
+) -> dict[int, Layer]:
     """All layers with experts, by number."""
     numbers = checkpoint.moe_layers
     if experts is None:
-        return {number: engine.add_layer_from(checkpoint, number) for number in numbers}
+        return {number: engine.add_layer_from(checkpoint, number, x_dtype=x_dtype) for number in numbers}
     from moerun.quant import ExpertsBar
 
     with ExpertsBar(sum(checkpoint.spec(number).num_experts for number in numbers), experts) as bar:
-        return {number: engine.add_layer_from(checkpoint, number, experts, bar) for number in numbers}
+        return {
+            number: engine.add_layer_from(checkpoint, number, experts, bar, x_dtype) for number in numbers
+        }
