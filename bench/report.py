@@ -54,7 +54,7 @@ def environment() -> dict[str, Any]:
         "machine": {
             "cpu": cpu["model"],
             "usable_cores": cpu["usable_cores"],
-            "numa_nodes": cpu["numa_nodes"],
+            "numa_nodes": len(cpu["nodes"]),
             "l2_bytes": cpu["l2_bytes"],
             "l3_bytes": cpu["l3_bytes"],
             "memory_bytes": machine.memory().total_bytes,

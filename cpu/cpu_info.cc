@@ -1,15 +1,15 @@
 #include "cpu/cpu_info.h"
 
 #include <cpuid.h>
-#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
+
+#include "cpu/topology.h"
 
 namespace moerun::cpu {
 namespace {
@@ -54,20 +54,7 @@ int cgroup_quota_cores() {
 }
 
 int usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  const int affine = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  return std::max(1, std::min(affine, cgroup_quota_cores()));
-}
-
-int count_numa_nodes() {
-  int nodes = 0;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator("/sys/devices/system/node", ignored)) {
-    const std::string name = entry.path().filename().string();
-    nodes += name.size() > 4 && name.compare(0, 4, "node") == 0 && std::isdigit(name[4]);
-  }
-  return std::max(1, nodes);
+  return std::min(static_cast<int>(usable_cpus().size()), cgroup_quota_cores());
 }
 
 uint64_t enabled_register_state() {
@@ -113,7 +100,6 @@ CpuInfo detect() {
   CpuInfo info;
   info.model = model_name();
   info.usable_cores = usable_cores();
-  info.numa_nodes = count_numa_nodes();
   read_caches(info);
   read_instruction_sets(info);
   return info;

@@ -14,7 +14,6 @@ struct CpuInfo {
   int64_t l1d_bytes = 32 << 10;
   int64_t l2_bytes = 512 << 10;
   int64_t l3_bytes = 0;  // 0 if there is none
-  int numa_nodes = 1;
   bool avx2 = false, avx_vnni = false;
   bool avx512 = false;  // F, BW, VL and DQ
   bool avx512_vnni = false, avx512_bf16 = false;

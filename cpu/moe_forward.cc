@@ -1,6 +1,7 @@
 #include "cpu/moe_forward.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/activations.h"
 #include "cpu/arithmetic.h"
@@ -32,12 +33,15 @@ Batch Batch::tokens(int64_t first, int64_t count) const {
   return part;
 }
 
-MoeForward::MoeForward(const KernelTable& kernels, int threads)
+MoeForward::MoeForward(const KernelTable& kernels, NodeSplit split)
     : kernels_(kernels),
-      team_(threads),
-      work_{WorkRanges(threads), WorkRanges(threads), WorkRanges(threads)},
-      spans_(threads),
-      scratch_(threads) {}
+      split_(std::move(split)),
+      team_(split_.team_size()),
+      work_{WorkRanges(team_.size()), WorkRanges(team_.size()), WorkRanges(team_.size())},
+      up_items_(split_),
+      down_items_(split_),
+      spans_(team_.size()),
+      scratch_(team_.size()) {}
 
 int64_t MoeForward::workspace_bytes() const {
   int64_t total = x_.bytes() + h_.bytes() + y_.bytes();
@@ -74,10 +78,9 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   const int64_t hidden_bytes = bytes_of(layer.format, layer.hidden),
                 inter_bytes = bytes_of(layer.format, layer.inter);
   const int64_t active = std::max<int64_t>(groups_.active(), 1);
-  const int64_t up_rows = rows_per_item(layer.inter, active, 2 * hidden_bytes, team_.size());
-  const int64_t up_items = (layer.inter + up_rows - 1) / up_rows;
-  const int64_t down_rows = rows_per_item(layer.hidden, 1, active * inter_bytes, team_.size());
-  const int64_t down_items = (layer.hidden + down_rows - 1) / down_rows;
+  up_items_.cut(groups_.active(), layer.inter,
+                rows_per_item(layer.inter, active, 2 * hidden_bytes, team_.size()));
+  down_items_.cut(1, layer.hidden, rows_per_item(layer.hidden, 1, active * inter_bytes, team_.size()));
   for (WorkRanges& w : work_) w.reset();
   std::fill(spans_.begin(), spans_.end(), std::array<Span, kPhases>{});
 
@@ -85,16 +88,16 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
     copy_row(kernels_, given, batch.x_type, batch.x_stride, t, layer.hidden, active_type, x);
   };
 
-  const auto gate_up = [&](int64_t item, void* scratch) noexcept {
-    const int64_t a = item / up_items, begin = item % up_items * up_rows, pair = groups_.offsets[a];
+  const auto gate_up = [&](const RowItems::Item& item, void* scratch) noexcept {
+    const int64_t a = item.matrix, pair = groups_.offsets[a];
     const int64_t inter = layer.share_of(groups_.experts[a]);
-    if (begin >= inter) return;
+    if (item.begin >= inter) return;
     kernels->gate_up({
         .expert = &layer.experts[groups_.experts[a]],
         .hidden = layer.hidden,
         .inter = inter,
-        .begin = begin,
-        .end = std::min(begin + up_rows, inter),
+        .begin = item.begin,
+        .end = std::min(item.end, inter),
         .x = x.data,
         .x_stride = x.stride,
         .rows = &groups_.rows[pair],
@@ -109,8 +112,8 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
 
   // One item owns columns [begin, end) of y for all tokens: no two threads add to the same sum, and the order
   // of the additions does not depend on the threads.
-  const auto down = [&](int64_t item, void* scratch) noexcept {
-    const int64_t begin = item * down_rows, end = std::min(begin + down_rows, layer.hidden);
+  const auto down = [&](const RowItems::Item& item, void* scratch) noexcept {
+    const auto [_, begin, end] = item;
     for (int64_t t = 0; t < count; ++t) std::fill(y + t * y_stride + begin, y + t * y_stride + end, 0.0f);
     for (int64_t a = 0; a < groups_.active(); ++a) {
       const int64_t pair = groups_.offsets[a];
@@ -141,18 +144,19 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   team_.run([&](Member me) noexcept {
     auto& span = spans_[me.thread];
     void* scratch = scratch_[me.thread].data();
-    const auto phase = [&](Phase p, int64_t items, auto&& item) {
+    const BoundToNode bound(split_, me.thread);
+    const auto phase = [&](Phase p, auto&&... work) {
       span[p].begin = Clock::now();
-      work_[p].run(me, items, item);
+      work_[p].run(me, work...);
       span[p].end = Clock::now();
     };
     if (x.copy) {
       phase(kConvert, count, convert_token);
       barrier_.wait(me.size);
     }
-    phase(kGateUp, groups_.active() * up_items, [&](int64_t i) { gate_up(i, scratch); });
+    phase(kGateUp, split_, up_items_, [&](const RowItems::Item& i) { gate_up(i, scratch); });
     barrier_.wait(me.size);
-    phase(kDown, down_items, [&](int64_t i) { down(i, scratch); });
+    phase(kDown, split_, down_items_, [&](const RowItems::Item& i) { down(i, scratch); });
   });
 }
 

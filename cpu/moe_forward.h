@@ -10,6 +10,8 @@
 #include "cpu/buffer.h"
 #include "cpu/grouping.h"
 #include "cpu/kernel_table.h"
+#include "cpu/node_split.h"
+#include "cpu/row_items.h"
 #include "cpu/team.h"
 #include "cpu/work_ranges.h"
 #include "src/types.h"
@@ -65,20 +67,23 @@ class Observer {
 // Runs batches one at a time, on memory that grows to the largest batch seen and is then reused.
 class MoeForward {
  public:
-  MoeForward(const KernelTable& kernels, int threads);
+  MoeForward(const KernelTable& kernels, NodeSplit split);
 
   void run(const LayerView& layer, const Batch& batch, Observer& observer);
 
   const Team& team() const { return team_; }
+  const NodeSplit& split() const { return split_; }
   int64_t workspace_bytes() const;
 
  private:
   void run_part(const LayerView& layer, const Batch& batch, int64_t first, int64_t count);
 
   const KernelTable& kernels_;
+  const NodeSplit split_;
   Team team_;
   Barrier barrier_;
   std::array<WorkRanges, kPhases> work_;
+  RowItems up_items_, down_items_;
   std::vector<std::array<Span, kPhases>> spans_;
   Groups groups_;
   Buffer x_, h_, y_;

@@ -11,7 +11,7 @@
 namespace moerun::cpu {
 namespace {
 
-constexpr float kLeast = std::numeric_limits<float>::lowest();    // of what can still be chosen
+constexpr float kLeast = std::numeric_limits<float>::lowest();     // of what can still be chosen
 constexpr float kNever = -std::numeric_limits<float>::infinity();  // what was chosen, or cannot be
 
 void scores_of(Scoring scoring, const float* logits, int64_t n, float* scores) {

@@ -9,6 +9,8 @@
 #include <memory>
 
 #include "cpu/kernel_table.h"
+#include "cpu/node_split.h"
+#include "cpu/row_items.h"
 #include "cpu/team.h"
 
 namespace moerun::cpu {
@@ -37,16 +39,37 @@ class WorkRanges {
   void run(Member me, int64_t count, Item&& item) noexcept {
     for (int offset = 0; offset < me.size; ++offset) {
       const int owner = (me.thread + offset) % me.size;
-      const int64_t begin = count * owner / me.size, end = count * (owner + 1) / me.size;
-      for (;;) {
-        const int64_t i = begin + taken_[owner].items.fetch_add(1, std::memory_order_relaxed);
-        if (i >= end) break;
-        item(i);
-      }
+      take(owner, count * owner / me.size, count * (owner + 1) / me.size, item);
     }
   }
 
+  // Likewise for items that belong to nodes: each node's threads share those of their own, before they help
+  // others. The team may be smaller than the split says.
+  template <class Item>
+  void run(Member me, const NodeSplit& split, const RowItems& items, Item&& item) noexcept {
+    const int node = split.node_of(me.thread);
+    for (const bool own : {true, false})
+      for (int offset = 0; offset < threads_; ++offset) {
+        const int owner = (me.thread + offset) % threads_, n = split.node_of(owner);
+        if ((n == node) != own) continue;
+        const auto [first, end] = items.of_node(n);
+        const auto [first_thread, end_thread] = split.threads(n);
+        const int64_t place = owner - first_thread, threads = end_thread - first_thread;
+        take(owner, first + (end - first) * place / threads, first + (end - first) * (place + 1) / threads,
+             [&](int64_t i) { item(items.at(i)); });
+      }
+  }
+
  private:
+  template <class Item>
+  void take(int owner, int64_t begin, int64_t end, Item&& item) noexcept {
+    for (;;) {
+      const int64_t i = begin + taken_[owner].items.fetch_add(1, std::memory_order_relaxed);
+      if (i >= end) break;
+      item(i);
+    }
+  }
+
   struct alignas(64) Counter {
     std::atomic<int64_t> items{0};
   };

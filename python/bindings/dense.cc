@@ -81,24 +81,34 @@ cpu::AttentionView make_attention(const cpu::LinearView& query, const cpu::Linea
           .sinks = at<float>(sinks)};
 }
 
-void run_attention(PythonEngine& engine, const cpu::AttentionView& layer, int64_t sequences, int64_t tokens,
-                   const Rows& x, const Rows& out, uintptr_t cos, uintptr_t sin, int64_t rotated,
-                   uintptr_t keys, uintptr_t values, DType cache_type, const Strides& cache_strides,
-                   int64_t past, uintptr_t mask, const Strides& mask_strides) {
-  (*engine).attention(layer, {.sequences = sequences,
-                              .tokens = tokens,
-                              .x = at<void>(std::get<0>(x)),
-                              .x_type = std::get<1>(x),
-                              .x_stride = std::get<2>(x),
-                              .out = output(out),
-                              .rotation = {at<float>(cos), at<float>(sin), rotated},
-                              .cache = {.keys = reinterpret_cast<void*>(keys),
-                                        .values = reinterpret_cast<void*>(values),
-                                        .type = cache_type,
-                                        .sequence_stride = cache_strides.first,
-                                        .head_stride = cache_strides.second,
-                                        .past = past},
-                              .mask = {at<uint8_t>(mask), mask_strides.first, mask_strides.second}});
+cpu::AttentionBatch attention_batch(int64_t sequences, int64_t tokens, const Rows& x, const Rows& out,
+                                    uintptr_t cos, uintptr_t sin, int64_t rotated, uintptr_t keys,
+                                    uintptr_t values, DType cache_type, const Strides& cache_strides,
+                                    int64_t past, uintptr_t mask, const Strides& mask_strides) {
+  return {.sequences = sequences,
+          .tokens = tokens,
+          .x = at<void>(std::get<0>(x)),
+          .x_type = std::get<1>(x),
+          .x_stride = std::get<2>(x),
+          .out = output(out),
+          .rotation = {at<float>(cos), at<float>(sin), rotated},
+          .cache = {.keys = reinterpret_cast<void*>(keys),
+                    .values = reinterpret_cast<void*>(values),
+                    .type = cache_type,
+                    .sequence_stride = cache_strides.first,
+                    .head_stride = cache_strides.second,
+                    .past = past},
+          .mask = {at<uint8_t>(mask), mask_strides.first, mask_strides.second}};
+}
+
+cpu::DecoderView make_decoder(uintptr_t attention_norm, float attention_epsilon,
+                              const cpu::AttentionView& attention, uintptr_t expert_norm,
+                              float expert_epsilon, const cpu::RouterView& router) {
+  const int64_t hidden = attention.query.inputs;
+  return {.attention_norm = {at<float>(attention_norm), hidden, attention_epsilon},
+          .attention = attention,
+          .expert_norm = {at<float>(expert_norm), hidden, expert_epsilon},
+          .router = router};
 }
 
 cpu::RouterView make_router(const cpu::LinearView& gate, int64_t top_k, cpu::Scoring scoring,
@@ -165,6 +175,11 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .def(py::init(&make_attention), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"), py::arg("norm"),
            py::arg("query_norm"), py::arg("key_norm"), py::arg("epsilon"), py::arg("clip"), py::arg("sinks"));
+  py::class_<cpu::AttentionBatch>(m, "AttentionBatch")
+      .def(py::init(&attention_batch), py::arg("sequences"), py::arg("tokens"), py::arg("x"), py::arg("out"),
+           py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"), py::arg("values"),
+           py::arg("cache_type"), py::arg("cache_strides"), py::arg("past"), py::arg("mask"),
+           py::arg("mask_strides"));
   py::enum_<cpu::Scoring>(m, "Scoring")
       .value("softmax", cpu::Scoring::softmax)
       .value("sigmoid", cpu::Scoring::sigmoid);
@@ -172,13 +187,23 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .def(py::init(&make_router), py::arg("gate"), py::arg("top_k"), py::arg("scoring"),
            py::arg("renormalise"), py::arg("scale"), py::arg("correction"), py::arg("groups"),
            py::arg("top_groups"));
+  py::class_<cpu::DecoderView>(m, "DecoderView")
+      .def(py::init(&make_decoder), py::arg("attention_norm"), py::arg("attention_epsilon"),
+           py::arg("attention"), py::arg("expert_norm"), py::arg("expert_epsilon"), py::arg("router"));
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   engine.def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"), release)
-      .def("attention", run_attention, py::arg("layer"), py::arg("sequences"), py::arg("tokens"),
-           py::arg("x"), py::arg("out"), py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"),
-           py::arg("values"), py::arg("cache_type"), py::arg("cache_strides"), py::arg("past"),
-           py::arg("mask"), py::arg("mask_strides"), release)
+      .def(
+          "attention",
+          [](PythonEngine& e, const cpu::AttentionView& layer, const cpu::AttentionBatch& batch) {
+            (*e).attention(layer, batch);
+          },
+          py::arg("layer"), py::arg("batch"), release)
+      .def(
+          "decode",
+          [](PythonEngine& e, const std::shared_ptr<Layer>& experts, const cpu::DecoderView& layer,
+             const cpu::AttentionBatch& batch) { (*e).decode(*experts, layer, batch); },
+          py::arg("experts"), py::arg("layer"), py::arg("batch"), release)
       .def("route", run_router, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("logits"),
            py::arg("logits_type"), py::arg("weights"), py::arg("ids"), release)
       .def("rms_norm", run_norm, py::arg("weight"), py::arg("width"), py::arg("epsilon"), py::arg("rows"),

@@ -6,6 +6,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/measure.h"
 #include "cpu/team.h"
+#include "cpu/topology.h"
 #include "cuda/driver_probe.h"
 #include "python/bindings/bindings.h"
 
@@ -14,17 +15,32 @@ namespace py = pybind11;
 namespace moerun {
 namespace {
 
+py::dict node_dict(const cpu::Node& node) {
+  py::dict d;
+  d["id"] = node.id;
+  d["cpus"] = node.cpus;
+  return d;
+}
+
 py::dict cpu_info_dict() {
   const cpu::CpuInfo& info = cpu::cpu_info();
   py::dict d;
   d["model"] = info.model;
   d["usable_cores"] = info.usable_cores;
-  d["numa_nodes"] = info.numa_nodes;
+  py::list nodes;
+  for (const cpu::Node& node : cpu::topology().nodes) nodes.append(node_dict(node));
+  d["nodes"] = nodes;
   d["l1d_bytes"] = info.l1d_bytes;
   d["l2_bytes"] = info.l2_bytes;
   d["l3_bytes"] = info.l3_bytes;
   d["instruction_sets"] = info.instruction_sets();
   return d;
+}
+
+py::list read_nodes(const std::string& folder, const std::vector<int>& usable) {
+  py::list nodes;
+  for (const cpu::Node& node : cpu::read_topology(folder, usable).nodes) nodes.append(node_dict(node));
+  return nodes;
 }
 
 std::vector<std::string> available_isas() {
@@ -84,7 +100,10 @@ py::dict probe_gpu() {
 }  // namespace
 
 void bind_doctor(py::module_& m) {
-  m.def("cpu_info", &cpu_info_dict, "Processor, usable cores, caches (bytes) and instruction sets.");
+  m.def("cpu_info", &cpu_info_dict,
+        "Processor, usable cores, memory nodes, caches (bytes) and instruction sets.");
+  m.def("read_nodes", &read_nodes, py::arg("folder"), py::arg("usable"),
+        "Memory nodes with their usable processors, from a folder laid out as /sys/devices/system/node.");
   m.def("available_isas", &available_isas, "Rows of the kernel table that this machine can run, best first.");
   m.def(
       "choose_isa", [](const std::string& isa) { return std::string(cpu::choose_kernels(isa).isa); },

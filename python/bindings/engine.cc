@@ -105,17 +105,19 @@ CopyTuples tuples_of(const std::vector<policy::CopyPoint>& points) {
   return out;
 }
 
-// Waits in slices, so that Ctrl-C is seen.
-void wait(Job& job) {
+// Waits in slices, so that Ctrl-C is seen. After work on the device only until it is enqueued: then its
+// stream waits.
+void wait(const JobRef& job) {
   constexpr std::chrono::milliseconds kSlice{50};
   for (bool done = false; !done;) {
     {
       const py::gil_scoped_release release;
-      done = job.wait_for(kSlice);
+      done = job->wait_for(kSlice);
     }
     if (!done && PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
-  job.rethrow();
+  job->rethrow();
+  if (StreamOrder* order = job->order()) order->join();
 }
 
 py::dict to_dict(const LayerStats& s) {
@@ -173,6 +175,11 @@ py::dict to_dict(const EngineStats& s) {
   d["isa"] = s.isa;
   d["workspace_bytes"] = s.workspace_bytes;
   d["dense_seconds"] = s.dense_seconds;
+  py::dict numa;
+  numa["nodes"] = s.numa_nodes;
+  numa["placed_bytes"] = s.placement.placed_bytes;
+  numa["elsewhere_bytes"] = s.placement.elsewhere_bytes;
+  d["numa"] = numa;
   d["layers"] = layers;
   if (s.gpu) d["gpu"] = to_dict(*s.gpu);
   return d;
@@ -195,8 +202,8 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("index", &Layer::index)
       .def_property_readonly("expert_bytes", &Layer::expert_bytes);
 
-  py::class_<Job, std::shared_ptr<Job>>(m, "Job").def("wait", wait).def("done", [](Job& job) {
-    return job.wait_for(std::chrono::milliseconds(0));
+  py::class_<JobRef>(m, "Job").def("wait", wait).def("done", [](const JobRef& job) {
+    return job->wait_for(std::chrono::milliseconds(0));
   });
 
   py::class_<cpu::Batch>(m, "Batch")
@@ -281,7 +288,8 @@ void bind_engine(py::module_& m) {
             (*e).forward(*layer, b);
           },
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
-      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"))
+      .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"),
+           py::arg("stream") = std::nullopt)
       .def(
           "hint",
           [](PythonEngine& e, const std::shared_ptr<Layer>& layer, const Ids& ids, int32_t distance) {
@@ -303,8 +311,7 @@ void bind_engine(py::module_& m) {
       .def(
           "write_trace", [](PythonEngine& e, const std::string& path) { (*e).write_trace(path); },
           py::arg("path"), py::call_guard<py::gil_scoped_release>())
-      .def(
-          "close", [](PythonEngine& e) { (*e).close(); }, py::call_guard<py::gil_scoped_release>())
+      .def("close", &PythonEngine::close)
       .def_property_readonly("closed", [](PythonEngine& e) { return (*e).closed(); });
   bind_dense(m, engine);
 }

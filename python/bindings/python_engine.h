@@ -29,23 +29,33 @@ class PythonEngine {
 
   Engine& operator*() { return engine_; }
 
-  std::shared_ptr<Job> submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch,
-                              py::object arrays) {
+  void close() {
+    {
+      const py::gil_scoped_release release;
+      engine_.close();
+    }
+    const auto done = std::move(submitted_);
+  }
+
+  // With a stream, the arrays lie on the device.
+  JobRef submit(const std::shared_ptr<Layer>& layer, const cpu::Batch& batch, py::object arrays,
+                std::optional<uintptr_t> stream) {
     while (!submitted_.empty() && submitted_.front().first->wait_for(std::chrono::milliseconds(0))) {
       const auto done =
           std::move(submitted_.front());  // its arrays go after it left the queue: that may run anything
       submitted_.pop_front();
+      if (StreamOrder* order = done.first->order()) order->join();  // before their memory is used again
     }
-    const auto job = [&] {
+    const JobRef job = [&] {
       const py::gil_scoped_release release;
-      return engine_.submit(layer, batch);
+      return stream ? engine_.submit(layer, batch, *stream) : engine_.submit(layer, batch);
     }();
     submitted_.emplace_back(job, std::move(arrays));
     return job;
   }
 
  private:
-  std::deque<std::pair<std::shared_ptr<Job>, py::object>> submitted_;  // in the order of submission, nearly
+  std::deque<std::pair<JobRef, py::object>> submitted_;  // in the order of submission, nearly
   Engine engine_;
 };
 

@@ -8,6 +8,22 @@ from moerun import _core, tensors
 from moerun.layer_spec import LayerSpec
 
 
+def check_batch(spec: LayerSpec, x: Any, ids: Any, weights: Any) -> None:
+    """Raises ValueError, saying what was expected, if shapes or types do not fit the layer or each other."""
+    if x.ndim != 2 or x.shape[1] != spec.hidden_size:
+        raise ValueError(f"x must be [tokens, {spec.hidden_size}], got {list(x.shape)}")
+    tokens = x.shape[0]
+    if ids.ndim != 2 or ids.shape[0] != tokens:
+        raise ValueError(f"topk_ids must be [{tokens}, k] for x {list(x.shape)}, got {list(ids.shape)}")
+    if tuple(weights.shape) != tuple(ids.shape):
+        raise ValueError(f"topk_weights must be {list(ids.shape)} like topk_ids, got {list(weights.shape)}")
+    id_type = tensors.dtype_name(ids)
+    if id_type not in ("int32", "int64"):
+        raise ValueError(f"topk_ids must be int32 or int64, got {id_type}")
+    tensors.float_type(x, "x")
+    tensors.float_type(weights, "topk_weights")
+
+
 class Call:
     """One checked batch: keeps its arrays alive and knows what to return.
 
@@ -21,20 +37,10 @@ class Call:
         given = x = tensors.as_array(x, "x")
         ids = tensors.as_array(ids, "topk_ids")
         weights = tensors.as_array(weights, "topk_weights")
-        if x.ndim != 2 or x.shape[1] != spec.hidden_size:
-            raise ValueError(f"x must be [tokens, {spec.hidden_size}], got {list(x.shape)}")
-        tokens = x.shape[0]
-        if ids.ndim != 2 or ids.shape[0] != tokens:
-            raise ValueError(f"topk_ids must be [{tokens}, k] for x {list(x.shape)}, got {list(ids.shape)}")
-        if tuple(weights.shape) != tuple(ids.shape):
-            raise ValueError(
-                f"topk_weights must be {list(ids.shape)} like topk_ids, got {list(weights.shape)}"
-            )
-        id_type = tensors.dtype_name(ids)
-        if id_type not in ("int32", "int64"):
-            raise ValueError(f"topk_ids must be int32 or int64, got {id_type}")
+        check_batch(spec, x, ids, weights)
         x_type = tensors.float_type(x, "x")
         weights_type = tensors.float_type(weights, "topk_weights")
+        tokens = x.shape[0]
 
         x, ids, weights = (tensors.with_contiguous_rows(tensors.on_host(a)) for a in (x, ids, weights))
         shape = (tokens, spec.hidden_size)
@@ -53,7 +59,7 @@ class Call:
             top_k=ids.shape[1],
             x=(tensors.address(x), x_type, _row_stride(x)),
             ids=tensors.address(ids),
-            ids_are_64_bit=id_type == "int64",
+            ids_are_64_bit=tensors.dtype_name(ids) == "int64",
             ids_stride=_row_stride(ids),
             weights=(tensors.address(weights), weights_type, _row_stride(weights)),
             out=(tensors.address(result), result_type, _row_stride(result)),
@@ -86,6 +92,11 @@ class Call:
         if tensors.is_torch(given) and given.device.type != "cpu":
             return self._result.to(given.device)
         return self._result
+
+    def copy_result(self, out: Any) -> None:
+        """The result into another array; call when the core is done."""
+        result = self.finish()
+        tensors.copy(result, tensors.as_output(out, tuple(result.shape)))
 
 
 def _row_stride(array: Any) -> int:

@@ -18,6 +18,8 @@ import numpy as np
 from moerun import _core, policy, tensors
 from moerun.batch import Call
 from moerun.dense import Linear
+from moerun.device_arrays import lies_on_gpu
+from moerun.device_batch import DeviceCall
 from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
@@ -369,7 +371,10 @@ class Layer:
         Parameters
         ----------
         x
-            ``[tokens, H]`` float32, float16 or bfloat16; torch (any device), numpy or DLPack.
+            ``[tokens, H]`` float32, float16 or bfloat16; torch (any device), numpy, DLPack, or contiguous
+            with __cuda_array_interface__ (then with ``out``). On the engine's GPU it is read where it lies,
+            in the order of torch's current stream, and the result is ordered there: nothing waits for the
+            device but the work that follows in the stream.
         topk_ids
             ``[tokens, k]`` int32 or int64, any k >= 0. Ids below 0 or from E on are skipped (expert-parallel
             sentinels); an id that occurs twice counts twice.
@@ -389,26 +394,55 @@ class Layer:
         RuntimeError
             The engine is closed or came through a fork.
         """
-        call = self._call(x, topk_ids, topk_weights, out)
+        if self._on_engine_gpu(x):
+            return self._start_on_gpu(x, topk_ids, topk_weights, out, None).wait()
+        call = Call(self.spec, x, topk_ids, topk_weights, out)
+        self._ensure_kernels(call)
         self.engine._core.forward(self._core, call.batch)
         return call.finish()
 
-    def submit(self, x: Any, topk_ids: Any, topk_weights: Any, stream: Any = None) -> Handle:
+    def submit(self, x: Any, topk_ids: Any, topk_weights: Any, stream: Any = None, out: Any = None) -> Handle:
         """Starts ``forward`` on the engine's own thread; ``Handle.wait`` gives the result.
 
         Returns at once. The arrays must not change until the result is there. Batches run in the order of
-        submission. ``stream`` is reserved for a CUDA stream to order the work after; it is not used yet.
+        submission.
+
+        Parameters
+        ----------
+        stream
+            For arrays on the engine's GPU: the CUDA stream (torch.cuda.Stream, or its handle as an int) that
+            the work comes behind, and that ``Handle.wait`` orders behind the work. None: torch's current one,
+            or what x's __cuda_array_interface__ names.
+        out
+            As for forward.
+
+        Raises
+        ------
+        ValueError
+            A stream for an x that does not lie on the engine's GPU; and what forward raises.
         """
-        call = self._call(x, topk_ids, topk_weights, None)
+        if self._on_engine_gpu(x):
+            return self._start_on_gpu(x, topk_ids, topk_weights, out, stream)
+        if stream is not None:
+            raise ValueError(
+                "stream orders arrays on the engine's GPU, and x does not lie there; leave it out"
+            )
+        call = Call(self.spec, x, topk_ids, topk_weights, out)
+        self._ensure_kernels(call)
         return Handle(call, self.engine._core.submit(self._core, call.batch, call))
 
-    def _call(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any) -> Call:
-        """The checked batch, for which the layer has kernels."""
-        call = Call(self.spec, x, topk_ids, topk_weights, out)
+    def _on_engine_gpu(self, x: Any) -> bool:
+        return self.engine.gpu is not None and lies_on_gpu(x)
+
+    def _start_on_gpu(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any, stream: Any) -> Handle:
+        call = DeviceCall(self.spec, x, topk_ids, topk_weights, out, stream)
+        self._ensure_kernels(call)
+        return Handle(call, self.engine._core.submit(self._core, call.batch, call, call.stream))
+
+    def _ensure_kernels(self, call: Call | DeviceCall) -> None:
         kernels = self.engine._kernels
         if kernels is not None:
             kernels.ensure(self._core, self.spec, self.weight_format, call.compute_dtype)
-        return call
 
     def hint(self, next_ids: Any, scores: Any = None, distance: int | None = None) -> None:
         """Tells which experts the layer's next batch will probably use, so that they can be copied to the GPU
@@ -461,22 +495,23 @@ class Layer:
 class Handle:
     """Work that Layer.submit started."""
 
-    def __init__(self, call: Call, job: _core.Job) -> None:
+    def __init__(self, call: Call | DeviceCall, job: _core.Job) -> None:
         self._call = call
         self._job = job
 
     def wait(self, out: Any = None) -> Any:
         """Waits for the result and returns it; what the work raised is raised here. Ctrl-C interrupts.
 
-        ``out`` ``[tokens, H]`` receives a copy, if given.
+        ``out`` ``[tokens, H]`` receives a copy, if given. Of arrays on the GPU only the CPU's share is waited
+        for here; for the rest waits the stream, on the device. An error that comes so late is raised by the
+        engine's next batch.
         """
         self._job.wait()
-        result = self._call.finish()
         if out is None:
-            return result
-        tensors.copy(result, tensors.as_output(out, tuple(result.shape)))
+            return self._call.finish()
+        self._call.copy_result(out)
         return out
 
     def done(self) -> bool:
-        """Whether the result is there."""
+        """Whether the result is there; of arrays on the GPU, whether all work for it is enqueued."""
         return self._job.done()

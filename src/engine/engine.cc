@@ -56,10 +56,11 @@ int threads_of(const EngineOptions& options) {
 Engine::Engine(const EngineOptions& options)
     : fork_generation_(cpu::fork_generation()),
       kernels_(cpu::choose_kernels(options.isa)),
-      forward_(kernels_, threads_of(options)),
+      forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
+      decoder_(kernels_, attention_, router_, forward_),
       gpu_options_(options.gpu) {
   if (!gpu_options_) {
     scheduler_ = std::make_unique<Scheduler>();
@@ -72,6 +73,7 @@ Engine::Engine(const EngineOptions& options)
                              .prefetch = gpu.prefetch,
                              .history = gpu.history,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
+  context_ = context;
   hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
   scheduler_ = std::make_unique<Scheduler>([this] {
     const std::lock_guard lock(mutex_);
@@ -105,7 +107,13 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
     for (int64_t e = 0; e < shape.num_experts; ++e) experts[e] = expert_view(blobs->layout(), blobs->blob(e));
     owner = blobs;
   }
+  const cpu::NodeSplit& split = forward_.split();
+  Placement placement;
+  if (split.nodes() > 1 && !gpu_options_)  // page-locked memory cannot be moved
+    placement = place(bytes_of_nodes(experts, shape.format, shape.hidden, shape.inter, split), split);
   const std::lock_guard lock(mutex_);
+  placement_.placed_bytes += placement.placed_bytes;
+  placement_.elsewhere_bytes += placement.elsewhere_bytes;
   auto layer =
       std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
   if (gpu_options_) {
@@ -118,7 +126,7 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
 
 HybridForward& Engine::hybrid() const {
   check_usable();
-  if (!gpu_options_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  if (!hybrid_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
   return *hybrid_;
 }
 
@@ -132,8 +140,10 @@ void Engine::set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertK
 }
 
 cuda::ContextPtr Engine::gpu() const {
-  const std::lock_guard lock(mutex_);
-  return hybrid().context();
+  check_usable();
+  const std::lock_guard lock(context_mutex_);
+  if (!context_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  return context_;
 }
 
 std::string Engine::why_not_pinned() const {
@@ -153,7 +163,7 @@ void Engine::run_here(Work&& work) {
 template <class Work>
 void Engine::run_on_scheduler(Work&& work) {
   check_usable();
-  const auto job = scheduler_->submit([&work] { work(); });
+  const JobRef job = scheduler_->submit([&work] { work(); });
   while (!job->wait_for(std::chrono::milliseconds(1000))) continue;
   job->rethrow();
 }
@@ -207,15 +217,33 @@ policy::CostModel Engine::cost(const Layer& layer) const {
   return hybrid().cost(layer.index());
 }
 
+// While mutex_ is held.
+template <class Work>
+void Engine::time_dense(const char* name, int64_t tokens, Work&& work) {
+  const auto begin = cpu::Clock::now();
+  work();
+  const auto end = cpu::Clock::now();
+  dense_seconds_ += std::chrono::duration<double>(end - begin).count();
+  trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+}
+
 template <class Work>
 void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   run_here([&] {
     const std::lock_guard lock(mutex_);
-    const auto begin = cpu::Clock::now();
-    work();
-    const auto end = cpu::Clock::now();
-    dense_seconds_ += std::chrono::duration<double>(end - begin).count();
-    trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
+    time_dense(name, tokens, work);
+  });
+}
+
+void Engine::decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch) {
+  if (gpu_options_) throw InvalidState("whole decoder layers run in engines without a GPU only");
+  view.experts = experts.view();
+  run_here([&] {
+    const std::lock_guard lock(mutex_);
+    time_dense("attention", batch.sequences * batch.tokens, [&] { decoder_.attend(view, batch); });
+    Bookkeeper bookkeeper(experts, trace_);
+    decoder_.run_experts(view, batch, bookkeeper);
+    ++experts.stats.batches;
   });
 }
 
@@ -247,9 +275,23 @@ void Engine::start() {
   });
 }
 
-std::shared_ptr<Job> Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
+JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
   return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
+}
+
+JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream) {
+  const cpu::Routing& r = batch.routing;
+  const int64_t hidden = layer->shape().hidden;
+  if (batch.x_stride != hidden || batch.out_stride != hidden || batch.x_type != batch.out_type ||
+      r.ids_stride != r.top_k || r.weights_stride != r.top_k)
+    throw InvalidArgument("arrays on the GPU must be contiguous, and out of x's type");
+  const cuda::ContextPtr context = gpu();
+  JobRef job =
+      scheduler_->make([this, layer = std::move(layer), batch](Job& self) { compute(*layer, batch, &self); });
+  job->order_behind(context, stream);
+  scheduler_->submit(job);
+  return job;
 }
 
 void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, int64_t k, int32_t distance) {
@@ -269,13 +311,20 @@ void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, in
       });
 }
 
-void Engine::compute(Layer& layer, const cpu::Batch& batch) {
+void Engine::compute(Layer& layer, const cpu::Batch& batch, Job* on_device) {
   const std::lock_guard lock(mutex_);
   Bookkeeper bookkeeper(layer, trace_);
   if (hybrid_) {
     const double before = layer.stats.seconds;
     const auto begin = cpu::Clock::now();
-    hybrid_->run(layer.index(), batch, bookkeeper);
+    if (on_device) {
+      StreamOrder& order = *on_device->order();
+      const DeviceBatch device{batch, order.given(), order.done(),
+                               [on_device] { on_device->finish_early(); }};
+      hybrid_->run(layer.index(), device, bookkeeper);
+    } else {
+      hybrid_->run(layer.index(), batch, bookkeeper);
+    }
     layer.stats.seconds = before + std::chrono::duration<double>(cpu::Clock::now() - begin).count();
   } else {
     forward_.run(layer.view(), batch, bookkeeper);
@@ -290,8 +339,10 @@ EngineStats Engine::stats() const {
   s.cpu_threads = forward_.team().size();
   s.isa = kernels_.isa;
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
-                      router_.workspace_bytes();
+                      router_.workspace_bytes() + decoder_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
+  s.numa_nodes = forward_.split().nodes();
+  s.placement = placement_;
   for (const auto& layer : layers_) s.layers.push_back(layer->stats);
   s.gpu = hybrid_ ? hybrid_->stats() : last_gpu_stats_;
   return s;
@@ -310,6 +361,8 @@ void Engine::close() {
   if (!hybrid_) return;
   last_gpu_stats_ = hybrid_->stats();
   hybrid_.reset();
+  const std::lock_guard context_lock(context_mutex_);
+  context_.reset();
 }
 
 void Engine::check_usable() const {

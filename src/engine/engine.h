@@ -10,12 +10,14 @@
 #include <vector>
 
 #include "cpu/attention_forward.h"
+#include "cpu/decoder_forward.h"
 #include "cpu/linear_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
 #include "cpu/router_forward.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
+#include "src/expert_store/node_placement.h"
 #include "src/scheduler/hybrid_forward.h"
 #include "src/scheduler/scheduler.h"
 #include "src/trace/trace.h"
@@ -33,6 +35,8 @@ struct EngineStats {
   std::string isa;
   int64_t workspace_bytes = 0;
   double dense_seconds = 0;  // spent in what stands around the experts
+  int numa_nodes = 1;        // that the threads run on
+  Placement placement;       // of experts, where there are several nodes
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
@@ -51,7 +55,7 @@ class Engine {
   std::shared_ptr<const cuda::ExpertKernels> load_kernels(const cuda::CompiledKernels& compiled);
   void set_kernels(const Layer& layer, std::shared_ptr<const cuda::ExpertKernels> kernels);
   bool has_gpu() const { return gpu_options_.has_value(); }
-  cuda::ContextPtr gpu() const;  // throws InvalidState without a GPU
+  cuda::ContextPtr gpu() const;  // throws InvalidState without a GPU; does not wait for a batch
   // Why the experts of some layer could not be page-locked; empty if all are.
   std::string why_not_pinned() const;
 
@@ -71,7 +75,11 @@ class Engine {
   void forward(Layer& layer, const cpu::Batch& batch);
 
   // Returns at once; the memory behind `batch` must live until the job is done.
-  std::shared_ptr<Job> submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+  JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
+  // The same for arrays on the engine's GPU, behind what a stream of the caller's has been given. The job is
+  // done when all work is enqueued; then StreamOrder::join makes the stream wait for it. Rows must lie behind
+  // each other, and out, of x's type, may overlap nothing. Throws InvalidState without a GPU, GpuError.
+  JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream);
 
   // What is predicted of the layer's next batch: the experts that each token will probably choose, the most
   // probable first, ids [tokens, k]; made `distance` layers before, or when the last one ran (0). Ids outside
@@ -86,6 +94,10 @@ class Engine {
   void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
   void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
+  // A whole decoder layer, whose `view.experts` is set from `experts`. Throws InvalidState in an engine with
+  // a GPU.
+  void decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch);
+
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
 
@@ -97,15 +109,17 @@ class Engine {
   void check_process()
       const;  // throws InvalidState in the child of a fork, where any lock may be held by nobody
   void check_usable() const;
-  void compute(Layer& layer, const cpu::Batch& batch);
+  void compute(Layer& layer, const cpu::Batch& batch, Job* on_device = nullptr);
   template <class Work>
   void run_here(Work&& work);
   template <class Work>
   void run_on_scheduler(Work&& work);
   template <class Work>
-  void run_where_batches_run(Work&& work);
+  void time_dense(const char* name, int64_t tokens, Work&& work);
   template <class Work>
   void run_dense(const char* name, int64_t tokens, Work&& work);
+  template <class Work>
+  void run_where_batches_run(Work&& work);
   HybridForward& hybrid() const;  // while mutex_ is held
 
   const int fork_generation_;
@@ -116,11 +130,15 @@ class Engine {
   cpu::LinearForward linear_;
   cpu::AttentionForward attention_;
   cpu::RouterForward router_;
+  cpu::DecoderForward decoder_;
   double dense_seconds_ = 0;
+  Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;
   std::unique_ptr<HybridForward> hybrid_;  // null without a GPU, and once closed
+  mutable std::mutex context_mutex_;       // guards context_, which is asked for while a batch runs
+  cuda::ContextPtr context_;               // null without a GPU, and once closed
   std::optional<HybridStats> last_gpu_stats_;
   std::string why_not_pinned_;
   std::unique_ptr<Scheduler> scheduler_;

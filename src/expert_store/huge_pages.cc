@@ -2,9 +2,12 @@
 
 #include <sys/mman.h>
 
+#include "cpu/topology.h"
+
 namespace moerun {
 
 int64_t use_huge_pages(const void* address, int64_t bytes) {
+  if (cpu::topology().nodes.size() > 1) return 0;
   constexpr uintptr_t kHuge = 2 << 20;
   constexpr int kCollapse = 25;  // MADV_COLLAPSE, Linux 6.1; older headers lack it
   const auto first = reinterpret_cast<uintptr_t>(address);

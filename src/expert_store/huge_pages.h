@@ -8,7 +8,8 @@ namespace moerun {
 
 // Collapses the whole 2 MiB pages in [address, address + bytes) now, at a few GB/s, without changing what is
 // in them. Returns the bytes that are huge afterwards as far as the kernel says: 0 where it refuses, which
-// does no harm.
+// does no harm; and where there are several nodes, since rows of different nodes would share a page
+// (node_placement.h).
 int64_t use_huge_pages(const void* address, int64_t bytes);
 
 }  // namespace moerun

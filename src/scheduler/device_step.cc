@@ -12,7 +12,7 @@ DeviceStep::DeviceStep(const cuda::ContextPtr& context)
       results_(context),
       fences_(context),
       uploaded_(context),
-      combined_(context),
+      combined_(context, {.timing = true}),
       begin_(context, {.timing = true}),
       returned_{cuda::Event(context, {.timing = true}), cuda::Event(context, {.timing = true})},
       context_(context),
@@ -105,13 +105,13 @@ void DeviceStep::reserve(const StepInput& in) {
   const cuda::CompiledKernels& shape = in.kernels.shape();
   const int64_t x_bytes = in.tokens * shape.hidden * size_of(shape.x_type);
   constexpr int64_t kFloat = sizeof(float);
-  buffers_.reserve({.x = x_bytes,
+  buffers_.reserve({.x = in.x ? 0 : x_bytes,
                     .lists = lists_.layout().bytes,
                     .h = lists_.pairs() * shape.h_stride * size_of(shape.compute_type),
                     .partial = lists_.split_pairs() * 2 * shape.h_stride * kFloat,
                     .y = lists_.rows() * shape.y_stride * kFloat,
                     .cpu = in.tokens * shape.hidden * kFloat,
-                    .out = x_bytes});
+                    .out = in.out ? 0 : x_bytes});
   while (timers_.size() < lists_.launches().size())
     timers_.push_back({cuda::Event(context_, {.timing = true}), cuda::Event(context_, {.timing = true})});
 }
@@ -140,7 +140,7 @@ void DeviceStep::submit(const StepInput& in) {
   compute_.record(begin_);
   lists_.write(buffers_.host().lists);
   copies.copy_to_device(d.lists, buffers_.host().lists, lists.bytes);
-  copies.copy_to_device(d.x, buffers_.host().x, in.tokens * shape.hidden * size_of(shape.x_type));
+  if (!in.x) copies.copy_to_device(d.x, buffers_.host().x, in.tokens * shape.hidden * size_of(shape.x_type));
   copies.record(uploaded_);
   compute_.wait(uploaded_);
   const std::span<const StepLists::Launch> launches = lists_.launches();
@@ -150,7 +150,7 @@ void DeviceStep::submit(const StepInput& in) {
     if (!of_residents) in.cache.dma().make_wait(compute_, placed_[residents_ + i - (residents_ > 0)].slot);
     compute_.record(timers_[i].begin);
     in.kernels.launch(compute_, *launches[i].regime,
-                      {.x = d.x,
+                      {.x = in.x ? in.x : d.x,
                        .slab = in.cache.slab(),
                        .h = d.h,
                        .partial = d.partial,
@@ -171,9 +171,10 @@ void DeviceStep::finish(const StepInput& in) {
   const DeviceBuffers::Device& d = buffers_.device();
   if (in.plan.on_cpu)
     compute_.copy_to_device(d.cpu, buffers_.host().cpu, in.tokens * shape.hidden * sizeof(float));
-  in.kernels.combine(compute_, d.y, d.lists + lists_.layout().token_rows, in.plan.on_cpu ? d.cpu : 0, d.out,
-                     in.tokens);
+  in.kernels.combine(compute_, d.y, d.lists + lists_.layout().token_rows, in.plan.on_cpu ? d.cpu : 0,
+                     in.out ? in.out : d.out, in.tokens);
   compute_.record(combined_);
+  if (in.out) return;
   results_.wait(combined_);
   results_.record(returned_.begin);
   results_.copy_to_host(buffers_.host().out, d.out, in.tokens * shape.hidden * size_of(shape.x_type));
@@ -186,13 +187,14 @@ void DeviceStep::settle(const StepInput& in) {
   const DmaQueue& dma = in.cache.dma();
   launch_times_.clear();
   copy_times_.clear();
+  way_back_.reset();
   for (size_t i = 0; i < lists_.launches().size(); ++i)
     launch_times_.push_back({since_begin(timers_[i].begin), since_begin(timers_[i].end)});
   for (size_t i = residents_; i < placed_.size(); ++i)
     copy_times_.push_back({since_begin(dma.begin_of(placed_[i].slot)),
                            since_begin(dma.end_of(placed_[i].slot)),
                            placed_[i].source == Placed::Source::demanded});
-  way_back_ = {since_begin(returned_.begin), since_begin(returned_.end)};
+  if (!in.out) way_back_.emplace(DeviceInterval{since_begin(returned_.begin), since_begin(returned_.end)});
   for (const Placed& p : placed_)
     if (p.pinned) in.cache.table().unpin(p.slot);
 }

@@ -4,6 +4,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -28,6 +29,8 @@ struct StepInput {
   const cpu::Groups& groups;
   const Assignment& plan;
   int64_t tokens;
+  // Where x lies and the result goes, [tokens, H] of the kernels' type, on the device; 0: through the host.
+  cuda::DevicePtr x = 0, out = 0;
 };
 
 // When something ran on the device, in microseconds from the step's begin.
@@ -46,13 +49,22 @@ class DeviceStep {
   // Throws GpuOutOfMemory.
   void reserve(const StepInput& in);
   // Pinned memory for x [tokens, H] of the kernels' type, to be filled before submit(); for the CPU's sums
-  // [tokens, H], before finish(); and the result, after join().
+  // [tokens, H], before finish(); and the result, after join(). x and result: where they go through the host.
   std::byte* x() { return buffers_.host().x; }
   float* cpu_sums() { return buffers_.host().cpu; }
   const std::byte* out() const { return buffers_.host().out; }
 
+  // Whatever is launched later waits for the event, on the device.
+  void wait_for(const cuda::Event& event) const { compute_.wait(event); }
   void submit(const StepInput& in);
   void finish(const StepInput& in);
+  // The CPU's result for all of a batch on the device, as finish() would leave it.
+  void send(cuda::DevicePtr out, const void* result, int64_t bytes) const {
+    compute_.copy_to_device(out, result, bytes);
+  }
+  void synchronize() const { compute_.synchronize(); }
+  // Behind all that was launched and sent.
+  void record(cuda::Event& event) const { compute_.record(event); }
   // Waits for the device, and unpins. `meanwhile` is called now and then.
   template <class Meanwhile>
   void join(const StepInput& in, Meanwhile&& meanwhile);
@@ -60,7 +72,8 @@ class DeviceStep {
   // After join().
   std::span<const DeviceInterval> launches() const { return launch_times_; }
   std::span<const DeviceInterval> copies() const { return copy_times_; }
-  DeviceInterval way_back() const { return way_back_; }
+  // Of the result to the host; none where it stays on the device.
+  const std::optional<DeviceInterval>& way_back() const { return way_back_; }
   std::chrono::steady_clock::time_point began() const { return began_; }
 
   // After an error: waits until the device is idle, whatever it says.
@@ -85,7 +98,7 @@ class DeviceStep {
   void make_lists(const StepInput& in);
   void add_launch(const StepInput& in, size_t first, size_t count);
   void copy_what_may(const StepInput& in);
-  bool over() const { return returned_.end.done(); }
+  const cuda::Event& last(const StepInput& in) const { return in.out ? combined_ : returned_.end; }
   void settle(const StepInput& in);
   double since_begin(const cuda::Event& event) const { return event.elapsed_ms(begin_) * 1000; }
 
@@ -104,7 +117,7 @@ class DeviceStep {
   std::vector<LaunchedExpert> launched_;
   StepLists lists_;
   std::vector<DeviceInterval> launch_times_, copy_times_;
-  DeviceInterval way_back_{};
+  std::optional<DeviceInterval> way_back_;
   std::chrono::steady_clock::time_point began_;
 };
 
@@ -112,8 +125,8 @@ template <class Meanwhile>
 void DeviceStep::join(const StepInput& in, Meanwhile&& meanwhile) {
   constexpr auto kSpin = std::chrono::microseconds(50);
   const auto parked = std::chrono::steady_clock::now() + kSpin;
-  while (!over() && (meanwhile() || std::chrono::steady_clock::now() < parked)) continue;
-  returned_.end.synchronize();
+  while (!last(in).done() && (meanwhile() || std::chrono::steady_clock::now() < parked)) continue;
+  last(in).synchronize();
   settle(in);
 }
 

@@ -54,7 +54,8 @@ HybridForward::HybridForward(const HybridOptions& options, cuda::ContextPtr cont
       step_(context_),
       planner_(options.schedule),
       prefetcher_(options.schedule, options.prefetch && options.history),
-      books_(trace) {}
+      books_(trace),
+      inbox_(context_) {}
 
 HybridForward::~HybridForward() {
   recover(nullptr);
@@ -140,21 +141,74 @@ void HybridForward::check_alive() const {
   if (dead_) throw GpuError(dead_->code, std::string("this engine has lost its GPU: ") + dead_->what());
 }
 
+void HybridForward::throw_late_error() {
+  if (!late_) return;
+  const GpuError error(late_->code,
+                       std::string("an earlier batch has gone wrong on the GPU: ") + late_->what());
+  late_.reset();
+  throw error;
+}
+
 void HybridForward::run(int layer, const cpu::Batch& batch, cpu::Observer& observer) {
   check_alive();
-  const Layer& l = layers_[layer];
-  const int64_t row_bytes =
-      std::max<int64_t>(batch.routing.top_k, 1) * l.view.hidden * static_cast<int64_t>(sizeof(float));
-  const int64_t most = std::max<int64_t>(kMostRowBytes / row_bytes, 1);
+  throw_late_error();
   context_->make_current();
-  for (int64_t first = 0; first < batch.routing.tokens; first += most) {
-    const cpu::Batch part = batch.tokens(first, std::min(most, batch.routing.tokens - first));
+  run_parts({.layer = layer, .batch = batch, .observer = observer});
+}
+
+void HybridForward::run(int layer, const DeviceBatch& device, cpu::Observer& observer) {
+  check_alive();
+  throw_late_error();
+  context_->make_current();
+  Ending ending{device};
+  Part whole{.layer = layer,
+             .batch = {},
+             .observer = observer,
+             .x = reinterpret_cast<cuda::DevicePtr>(device.batch.x),
+             .out = reinterpret_cast<cuda::DevicePtr>(device.batch.out),
+             .ending = &ending};
+  try {
+    recovering([&] {
+      step_.wait_for(device.given);
+      whole.batch = inbox_.fetch(device);
+      if (device.batch.routing.tokens == 0) tell(&ending);
+    });
+    run_parts(whole);
+  } catch (const GpuError& error) {
+    if (!ending.told) throw;
+    if (!dead_) late_.emplace(error);
+  }
+}
+
+void HybridForward::tell(Ending* ending) {
+  if (!ending) return;
+  step_.record(ending->batch.done);
+  ending->told = true;
+  ending->batch.enqueued();
+}
+
+// In several parts where there are many tokens.
+void HybridForward::run_parts(const Part& whole) {
+  const cpu::Batch& batch = whole.batch;
+  const int64_t hidden = layers_[whole.layer].view.hidden, tokens = batch.routing.tokens;
+  const int64_t row_bytes =
+      std::max<int64_t>(batch.routing.top_k, 1) * hidden * static_cast<int64_t>(sizeof(float));
+  const int64_t most = std::max<int64_t>(kMostRowBytes / row_bytes, 1);
+  for (int64_t first = 0; first < tokens; first += most) {
+    Part part = whole;
+    part.batch = batch.tokens(first, std::min(most, tokens - first));
+    if (whole.on_device()) {
+      const int64_t offset = first * hidden * size_of(batch.x_type);
+      part.x += offset;
+      part.out += offset;
+    }
+    if (first + most < tokens) part.ending = nullptr;
     for (bool done = false; !done;) {
       try {
-        recovering([&] { run_part({layer, part, observer}); });
+        recovering([&] { run_part(part); });
         done = true;
       } catch (const GpuOutOfMemory&) {
-        if (!caches_.shrink()) throw;
+        if ((part.ending && part.ending->told) || !caches_.shrink()) throw;
       }
     }
   }
@@ -191,7 +245,7 @@ void HybridForward::run_part(Part part) {
   const GpuCaches::Place place = fits ? caches_.place(part.layer) : GpuCaches::Place{};
   if (!place.cache || groups_.active() == 0) {
     books_.add_unplanned();
-    return cpu_.run(layer.view, part.batch, part.observer);
+    return run_on_cpu(part);
   }
 
   place.cache->pump();
@@ -201,7 +255,7 @@ void HybridForward::run_part(Part part) {
   const Assignment& plan = planner_.plan(loads_, resident, layer.view.inter, layer.cost);
   if (plan.gpu.empty()) {
     const auto begin = Clock::now();
-    cpu_.run(layer.view, part.batch, part.observer);
+    run_on_cpu(part);
     books_.add(booked(part, plan), {begin, Clock::now()});
   } else {
     run_on_both(part, {.cache = *place.cache,
@@ -210,7 +264,9 @@ void HybridForward::run_part(Part part) {
                        .kernels = *kernels,
                        .groups = groups_,
                        .plan = plan,
-                       .tokens = part.batch.routing.tokens});
+                       .tokens = part.batch.routing.tokens,
+                       .x = part.x,
+                       .out = part.out});
   }
   place.cache->values(place.row).observe(loads_, {});
   prefetcher_.ran(part.layer, target_of(part.layer), loads_, us_between(created_, Clock::now()));
@@ -228,13 +284,29 @@ BookedStep HybridForward::booked(const Part& part, const Assignment& plan) {
           .cost = layer.cost};
 }
 
+void HybridForward::run_on_cpu(const Part& part) {
+  const cpu::Batch& batch = part.batch;
+  if (part.on_device()) {
+    inbox_.start_x();
+    inbox_.wait_for_x();
+  }
+  cpu_.run(layers_[part.layer].view, batch, part.observer);
+  if (!part.on_device()) return;
+  step_.send(part.out, batch.out, batch.routing.tokens * batch.out_stride * size_of(batch.out_type));
+  tell(part.ending);
+  step_.synchronize();  // what is sent from is used again
+}
+
 void HybridForward::run_on_both(const Part& part, const StepInput& step) {
   const cpu::Batch& batch = part.batch;
   const cuda::CompiledKernels& shape = step.kernels.shape();
   step_.place(step);
   step_.reserve(step);
-  convert_rows(batch.x, batch.x_type, batch.x_stride, step_.x(), shape.x_type, shape.hidden, step.tokens,
-               shape.hidden);
+  if (!part.on_device())
+    convert_rows(batch.x, batch.x_type, batch.x_stride, step_.x(), shape.x_type, shape.hidden, step.tokens,
+                 shape.hidden);
+  else if (step.plan.on_cpu)
+    inbox_.start_x();
   step_.submit(step);
   const DmaStats& dma = step.cache.dma().stats();
   const int64_t prefetched_before = dma.prefetched_bytes;
@@ -243,12 +315,14 @@ void HybridForward::run_on_both(const Part& part, const StepInput& step) {
   if (step.plan.on_cpu) run_cpu_share(part, step);
   cpu.end = Clock::now();
   step_.finish(step);
+  tell(part.ending);
   step_.join(step, [&] {
     step.cache.pump();
     return !step.cache.dma().idle();
   });
-  convert_rows(step_.out(), shape.x_type, shape.hidden, batch.out, batch.out_type, batch.out_stride,
-               step.tokens, shape.hidden);
+  if (!part.on_device())
+    convert_rows(step_.out(), shape.x_type, shape.hidden, batch.out, batch.out_type, batch.out_stride,
+                 step.tokens, shape.hidden);
   books_.add(booked(part, step.plan), cpu, step_, dma.prefetched_bytes - prefetched_before,
              step.cache.slot_bytes());
   part.observer.on_groups(groups_);
@@ -263,6 +337,7 @@ void HybridForward::run_cpu_share(const Part& part, const StepInput& step) {
   batch.out_type = DType::f32;
   batch.out_stride = view.hidden;
   ShareObserver observer(part.observer);
+  if (part.on_device()) inbox_.wait_for_x();
   cpu_.run(view, batch, observer);
 }
 
@@ -354,6 +429,7 @@ bool HybridForward::pump() {
 void HybridForward::recover(const GpuError* cause) noexcept {
   if (cause && cuda::is_sticky(cause->code) && !dead_) dead_.emplace(*cause);
   step_.abandon();
+  inbox_.abandon();
   caches_.for_each([](GpuCache& cache) { cache.reset(); });
 }
 

@@ -10,6 +10,7 @@
 #pragma once
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,6 +23,7 @@
 #include "src/error.h"
 #include "src/expert_store/host_blobs.h"
 #include "src/policy/split.h"
+#include "src/scheduler/device_batch.h"
 #include "src/scheduler/device_step.h"
 #include "src/scheduler/gpu_caches.h"
 #include "src/scheduler/layer_costs.h"
@@ -82,6 +84,9 @@ class HybridForward {
   // Throws GpuError when a call to the driver fails: the cache is empty then, and the next batch starts
   // anew. After an error from which the process cannot recover, every call throws with the first cause.
   void run(int layer, const cpu::Batch& batch, cpu::Observer& observer);
+  // The same for arrays on the device. Returns when the device is done with them, and calls batch.enqueued()
+  // before. What goes wrong after that is thrown by the next call.
+  void run(int layer, const DeviceBatch& batch, cpu::Observer& observer);
 
   // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
   // rank; made `distance` layers before, or when the last one ran (0). Copies follow from it with the next
@@ -104,14 +109,28 @@ class HybridForward {
     policy::CostModel& cost;                                            // shared by all layers of its kind
     std::array<std::shared_ptr<const cuda::ExpertKernels>, 3> kernels;  // by the type of x
   };
+  // What the last part of a batch on the device does when all is enqueued.
+  struct Ending {
+    const DeviceBatch& batch;
+    bool told = false;
+  };
   // A part of a batch while it runs.
   struct Part {
     int layer;
-    cpu::Batch batch;
+    cpu::Batch batch;  // for the host; of a batch on the device, x and out are empty memory (DeviceInbox)
     cpu::Observer& observer;
+    // Of a batch on the device: where its x and out lie; and its ending, if this is the last part.
+    cuda::DevicePtr x = 0, out = 0;
+    Ending* ending = nullptr;
+
+    bool on_device() const { return out != 0; }
   };
 
   void check_alive() const;
+  void throw_late_error();
+  void run_parts(const Part& whole);
+  void tell(Ending* ending);
+  void run_on_cpu(const Part& part);
   TimedLayer timed(const Layer& layer, DType x_type) const;
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
   void run_part(Part part);
@@ -146,7 +165,9 @@ class HybridForward {
   bool new_hints_ = false;      // that nothing has followed from yet
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
+  DeviceInbox inbox_;
   std::optional<GpuError> dead_;  // the first cause
+  std::optional<GpuError> late_;  // of a batch on the device that counts as done
 };
 
 }  // namespace moerun

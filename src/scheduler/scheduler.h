@@ -1,37 +1,17 @@
 // The one thread that runs submitted work, a job at a time, in the order of submission.
-// Queue: producers are the threads that call Engine::submit, the consumer is the scheduler's thread. `done`
+// Queue: producers are the threads that call Engine::submit, the consumer is the scheduler's thread. `done_`
 // of a job pairs with its waiter.
 #pragma once
-#include <chrono>
 #include <condition_variable>
-#include <deque>
-#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
+
+#include "src/scheduler/job.h"
 
 namespace moerun {
-
-class Job {
- public:
-  explicit Job(std::function<void()> work) : work_(std::move(work)) {}
-
-  // Returns whether the job was done within `patience`.
-  bool wait_for(std::chrono::milliseconds patience);
-  // After the job is done: rethrows what it threw.
-  void rethrow() const;
-
- private:
-  friend class Scheduler;
-  void run() noexcept;
-
-  std::function<void()> work_;
-  std::mutex mutex_;
-  std::condition_variable finished_;
-  bool done_ = false;
-  std::exception_ptr error_;
-};
 
 class Scheduler {
  public:
@@ -42,8 +22,20 @@ class Scheduler {
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
+  // A job for submit().
+  template <class Work>
+  JobRef make(Work&& work) {
+    return pool_->make(std::forward<Work>(work));
+  }
   // Starts the thread when first called. Throws InvalidState after stop().
-  std::shared_ptr<Job> submit(std::function<void()> work);
+  void submit(JobRef job);
+  template <class Work>
+    requires(!std::is_convertible_v<Work, JobRef>)
+  JobRef submit(Work&& work) {
+    JobRef job = make(std::forward<Work>(work));
+    submit(job);
+    return job;
+  }
 
   // Finishes what was submitted, then ends the thread. Idempotent; several threads may call it.
   void stop();
@@ -53,9 +45,11 @@ class Scheduler {
   void wait_for_work(std::unique_lock<std::mutex>& lock);
 
   const std::function<bool()> idle_;
+  const std::shared_ptr<JobPool> pool_ = std::make_shared<JobPool>();
   std::mutex mutex_;
   std::condition_variable arrived_;
-  std::deque<std::shared_ptr<Job>> queue_;
+  Job* first_ = nullptr;  // the queue, linked by Job::next_; it holds a reference to each
+  Job* last_ = nullptr;
   std::thread thread_;
   bool stopping_ = false;
   std::mutex joining_;  // two threads may not join one

@@ -100,7 +100,7 @@ void StepBooks::record(const BookedStep& step, const DeviceStep& device) {
   };
   for (const DeviceInterval& launch : device.launches()) event("experts", Lane::gpu, launch);
   for (const DeviceInterval& copy : device.copies()) event("expert copy", Lane::h2d, copy);
-  event("result", Lane::d2h, device.way_back());
+  if (device.way_back()) event("result", Lane::d2h, *device.way_back());
 }
 
 // How long the planner thought that this would take, to be held against what stands below it.

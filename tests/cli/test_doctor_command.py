@@ -13,7 +13,7 @@ QUIET = {
     "cpu": {
         "model": "A processor",
         "usable_cores": 2,
-        "numa_nodes": 1,
+        "nodes": [{"id": 0, "cpus": [0, 1]}],
         "l1d_bytes": 32 << 10,
         "l2_bytes": 1 << 20,
         "l3_bytes": 0,
@@ -136,6 +136,13 @@ def test_threads_that_hinder_one_another_are_said_so():
 @pytest.mark.parametrize("version", ["5.7.0", "5.7", "5.23.0", "5.7.0.dev0", "6.0rc1"])
 def test_transformers_that_are_new_enough(version):
     assert doctor.advice(changed(packages={"transformers": version, "triton": None})) == []
+
+
+def test_render_of_nodes():
+    report = changed()
+    assert "2 usable, 1 NUMA node\n" in doctor.render(report)
+    report["cpu"]["nodes"] = [{"id": 0, "cpus": [0, 1, 2, 8]}, {"id": 3, "cpus": [5]}]
+    assert "2 NUMA nodes (node 0: 0-2,8; node 3: 5)" in doctor.render(report)
 
 
 def test_render_of_a_gpu():

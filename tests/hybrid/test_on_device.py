@@ -54,6 +54,34 @@ def test_batches_on_the_device(schedule: str) -> None:
             oracle.layer(experts, x, ids, weights).check(out.cpu())
 
 
+@pytest.mark.parametrize("schedule", ["cpu", "ondemand", "balanced"])
+def test_streams_order_the_work(schedule: str) -> None:
+    """x is late in one stream, which is named or current; what follows there sees the result."""
+    experts = expert_layers.random_experts(EXPERTS, HIDDEN, INTER, torch.bfloat16, seed=2)
+    cache = 4 * expert_layers.blob_bytes(experts)
+    with moerun.Engine(device="cuda", schedule=schedule, gpu_cache=cache, cpu_threads=2) as engine:
+        layer = engine.add_layer(expert_layers.spec_of(experts, TOP_K), expert_layers.tensors_of(experts))
+        side = torch.cuda.Stream()
+        for seed in range(6):
+            batch = expert_layers.random_batch(5, HIDDEN, EXPERTS, TOP_K, torch.bfloat16, seed=seed)
+            expected = oracle.layer(experts, *batch, narrow=Narrow(activations=torch.bfloat16))
+            x, ids, weights = (array.cuda() for array in batch)
+            torch.cuda.synchronize()
+            with torch.cuda.stream(side):
+                late = torch.zeros_like(x)
+                torch.cuda._sleep(10_000_000)
+                late += x
+                if seed % 2:
+                    out = layer.forward(late, ids, weights)
+            if seed % 2 == 0:
+                out = layer.submit(late, ids, weights, stream=side).wait()
+            with torch.cuda.stream(side):
+                copy = out.clone()
+                late.zero_()
+            side.synchronize()
+            expected.check(copy.cpu())
+
+
 def test_one_engine_after_another() -> None:
     """Each gives everything back: the second finds as much room as the first did."""
     experts = expert_layers.random_experts(EXPERTS, HIDDEN, INTER, seed=3)

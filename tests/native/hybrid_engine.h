@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <random>
@@ -133,10 +134,67 @@ inline const BlobLayout& layout() {
   return l;
 }
 
+// A batch whose arrays lie on the device, and the caller's stream that it is ordered with.
+class OnDevice {
+ public:
+  OnDevice(const cuda::ContextPtr& context, const Batch& batch)
+      : stream_(context),
+        given_(context),
+        done_(context),
+        device_(context, kArrays * kMostBytes),
+        host_(context, kArrays * kMostBytes),
+        tokens_(batch.tokens),
+        context_(context) {
+    put(0, batch.x);
+    put(1, batch.ids);
+    put(2, batch.weights);
+    stream_.copy_to_device(device_.address(), host_.data(), (kArrays - 1) * kMostBytes);
+    stream_.record(given_);
+  }
+  ~OnDevice() { wait_until_idle(*context_, stream_); }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  DeviceBatch view(Batch& batch) {
+    cpu::Batch there = batch.view();
+    there.x = at(0);
+    there.routing.ids = at(1);
+    there.routing.weights = at(2);
+    there.out = at(3);
+    return {there, given_, done_, [this] { enqueued_ = true; }};
+  }
+  // In the caller's stream, which waits for the batch on the device.
+  void fetch(Batch& batch) {
+    expect(enqueued_, "a batch on the device ends without a word");
+    stream_.wait(done_);
+    std::byte* const out = static_cast<std::byte*>(host_.data()) + 3 * kMostBytes;
+    stream_.copy_to_host(out, device_.address() + 3 * kMostBytes, tokens_ * kHidden * sizeof(float));
+    stream_.synchronize();
+    std::memcpy(batch.out.data(), out, batch.out.size() * sizeof(float));
+  }
+
+ private:
+  static constexpr size_t kMostBytes = 4096, kArrays = 4;
+  template <class T>
+  void put(size_t which, const std::vector<T>& values) {
+    std::memcpy(static_cast<std::byte*>(host_.data()) + which * kMostBytes, values.data(),
+                values.size() * sizeof(T));
+  }
+  void* at(size_t which) const { return reinterpret_cast<void*>(device_.address() + which * kMostBytes); }
+
+  cuda::Stream stream_;
+  cuda::Event given_, done_;
+  cuda::DeviceMemory device_;
+  cuda::PinnedMemory host_;
+  int64_t tokens_;
+  bool enqueued_ = false;
+  cuda::ContextPtr context_;
+};
+
 class Engine {
  public:
   Engine(policy::SplitMethod schedule, int64_t slots)
-      : cpu_(cpu::ref_kernels(), 2),
+      : cpu_(cpu::ref_kernels(), cpu::NodeSplit(cpu::one_node(), 2)),
         hybrid_({.schedule = schedule, .cache_bytes = slots * layout().bytes},
                 cuda::Context::open(cuda::open_driver()), cpu::ref_kernels(), cpu_, trace_) {}
 
@@ -158,9 +216,13 @@ class Engine {
     Ignore ignore;
     hybrid_.run(layer, batch.view(), ignore);
   }
+  void run(int layer, Batch& batch, OnDevice& there) {
+    Ignore ignore;
+    hybrid_.run(layer, there.view(batch), ignore);
+  }
   // Whether the last result of `batch` is right.
   static bool right(int layer, Batch& batch) {
-    cpu::MoeForward alone(cpu::ref_kernels(), 1);
+    cpu::MoeForward alone(cpu::ref_kernels(), cpu::NodeSplit(cpu::one_node(), 1));
     Ignore ignore;
     Batch again = batch;
     alone.run(view_of(weights()[layer].views), again.view(), ignore);

@@ -28,7 +28,13 @@ void schedules() {
           const int layer = static_cast<int>(seed % kLayers);
           Batch batch(seed % 3 == 2 ? 30 : 1, seed);
           engine.hint(1 - layer, seed);
-          engine.run(layer, batch);
+          if (seed % 4 == 3) {
+            OnDevice there(engine.hybrid().context(), batch);
+            engine.run(layer, batch, there);
+            there.fetch(batch);
+          } else {
+            engine.run(layer, batch);
+          }
           expect(Engine::right(layer, batch), "schedule " + std::to_string(static_cast<int>(schedule)) +
                                                   ", batch " + std::to_string(seed));
           while (seed % 4 == 0 && engine.hybrid().pump()) continue;

@@ -1,6 +1,7 @@
 // Drives the core without Python, so that the sanitizers see all of it: layers of odd sizes in exact
-// allocations, every format and layout, teams of 1 to 3 threads, several callers at once, and the scheduler.
-// Arguments: the folder of a fake OpenMP runtime. Prints what is wrong and returns 1.
+// allocations, every format and layout, teams of 1 to 3 threads on one or more nodes, several callers at
+// once, and the scheduler. Arguments: the folder of a fake OpenMP runtime. Prints what is wrong and
+// returns 1.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -12,6 +13,8 @@
 
 #include "cpu/cpu_info.h"
 #include "cpu/moe_forward.h"
+#include "src/expert_store/blob_layout.h"
+#include "src/expert_store/node_placement.h"
 #include "src/scheduler/scheduler.h"
 
 namespace moerun {
@@ -140,12 +143,107 @@ bool close(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size();
 }
 
+// Memories with as many processors as given, numbered on.
+cpu::Topology made_up(std::initializer_list<int> nodes) {
+  cpu::Topology topology;
+  int cpu = 0;
+  for (const int cpus : nodes) {
+    topology.nodes.push_back({static_cast<int>(topology.nodes.size()), {}});
+    for (int i = 0; i < cpus; ++i) topology.nodes.back().cpus.push_back(cpu++);
+  }
+  return topology;
+}
+
+std::vector<std::pair<cpu::Topology, int>> teams() {
+  return {{cpu::one_node(), 1}, {cpu::one_node(), 2}, {cpu::one_node(), 3},
+          {made_up({1, 1}), 2}, {made_up({1, 3}), 3}, {made_up({1, 1, 1}), 3}};
+}
+
+// Threads, rows, items and bytes: every one belongs to exactly one node.
+void nodes() {
+  std::mt19937 random(4);
+  for (const cpu::Topology& topology :
+       {cpu::one_node(), made_up({2, 2}), made_up({1, 7}), made_up({3, 1, 4})})
+    for (const int threads : {1, 2, 3, 8, 19}) {
+      const cpu::NodeSplit split(topology, threads);
+      expect(split.team_size() == threads && split.nodes() <= threads, "threads of a split");
+      for (int t = 0; t < threads; ++t) {
+        const auto [begin, end] = split.threads(split.node_of(t));
+        expect(begin <= t && t < end, "a thread is on a node that does not have it");
+      }
+      for (const int64_t rows : {1, 63, 64, 65, 500, 4096}) {
+        int64_t next = 0;
+        for (int n = 0; n < split.nodes(); ++n) {
+          const auto [begin, end] = split.rows(rows, n);
+          expect(begin == next && begin <= end && begin % cpu::kRowBlock % rows == 0, "rows of a node");
+          next = end;
+        }
+        expect(next == rows, "rows of all nodes");
+        cpu::RowItems items(split);
+        const int64_t matrices = 1 + random() % 3;
+        items.cut(matrices, rows, 64 * (1 + random() % 3));
+        std::vector<int> times(matrices * rows);
+        for (int n = 0; n < split.nodes(); ++n)
+          for (int64_t i = items.of_node(n).begin; i < items.of_node(n).end; ++i) {
+            const cpu::RowItems::Item item = items.at(i);
+            const auto [begin, end] = split.rows(rows, n);
+            expect(begin <= item.begin && item.begin < item.end && item.end <= end, "an item of a node");
+            for (int64_t row = item.begin; row < item.end; ++row) ++times[item.matrix * rows + row];
+          }
+        expect(std::all_of(times.begin(), times.end(), [](int n) { return n == 1; }),
+               "items cover rows once");
+      }
+    }
+}
+
+// The bytes of a quantised expert's rows, scales and zero points each belong to the node that reads them.
+void placement() {
+  constexpr int64_t kHidden = 320, kInter = 200;
+  const cpu::NodeSplit split(made_up({1, 2}), 3);
+  for (const WeightFormat format : {WeightFormat::bf16, WeightFormat::int4z_g32, WeightFormat::fp8_b128}) {
+    const BlobLayout layout = blob_layout(format, kHidden, kInter, false);
+    std::vector<std::byte> memory(layout.bytes + 3 * 4096);
+    const ExpertView expert = expert_view(layout, memory.data());
+    const std::vector<NodeBytes> bytes = bytes_of_nodes({expert}, format, kHidden, kInter, split);
+    int64_t total = 0;
+    for (const NodeBytes& b : bytes) {
+      expect(memory.data() <= b.begin && b.begin < b.end && b.end <= memory.data() + layout.bytes,
+             "bytes of a node lie in the blob");
+      total += b.end - b.begin;
+    }
+    int64_t all = 0;
+    for (const BlobMatrix& m : {layout.gate_up, layout.down})
+      all += m.rows * m.row_bytes + m.scale_rows * m.scale_stride * size_of(info(format).scale) +
+             (info(format).zeros ? m.rows * m.scale_stride : 0);
+    expect(total == all, "all weights belong to some node");
+    const auto* down = static_cast<const std::byte*>(expert.down.data);
+    for (int n = 0; n < split.nodes(); ++n) {
+      const auto [begin, end] = split.rows(kHidden, n);
+      expect(std::any_of(bytes.begin(), bytes.end(),
+                         [&, first = begin, last = end](const NodeBytes& b) {
+                           return b.node == n && b.begin == down + first * layout.down.row_bytes &&
+                                  b.end == down + last * layout.down.row_bytes;
+                         }),
+             "rows of down belong to the node that multiplies them");
+    }
+    const Placement placed = place(bytes, split);
+    expect(placed.placed_bytes + placed.elsewhere_bytes >= total - 4096 * static_cast<int64_t>(bytes.size()),
+           "every whole page was asked for");
+  }
+  Layer columns_layer = [] {
+    std::mt19937 random(5);
+    return make_layer(1, 64, 128, DType::f32, columns, Activation::silu, random);
+  }();
+  expect(bytes_of_nodes({columns_layer.view.experts[0]}, WeightFormat::f32, 64, 128, split).empty(),
+         "rows that are not contiguous stay where they are");
+}
+
 void shapes_and_threads() {
   struct Shape {
     int64_t experts, hidden, inter, tokens, top_k;
   };
-  const Shape shapes[] = {{3, 33, 1, 5, 2},  {2, 70, 40, 17, 2}, {1, 1, 19, 8, 1},
-                          {4, 72, 40, 3, 4}, {2, 16, 5, 0, 1},   {2, 64, 64, 600, 1}};
+  const Shape shapes[] = {{3, 33, 1, 5, 2}, {2, 70, 40, 17, 2},  {1, 1, 19, 8, 1},    {4, 72, 40, 3, 4},
+                          {2, 16, 5, 0, 1}, {2, 64, 64, 600, 1}, {2, 130, 200, 19, 2}};
   std::mt19937 random(1);
   int number = 0;
   for (const Shape& s : shapes)
@@ -158,11 +256,11 @@ void shapes_and_threads() {
         std::vector<float> expected;
         for (const KernelTable* table : tables()) {
           std::vector<float> alone;
-          for (int threads = 1; threads <= 3; ++threads) {
-            cpu::MoeForward forward(*table, threads);
+          for (const auto& [topology, threads] : teams()) {
+            cpu::MoeForward forward(*table, cpu::NodeSplit(topology, threads));
             const std::vector<float> out = run(forward, layer, tokens);
-            if (threads == 1) alone = out;
-            expect(out == alone, "the number of threads changed the result");
+            if (alone.empty()) alone = out;
+            expect(out == alone, "the number of threads or nodes changed the result");
           }
           if (expected.empty()) expected = alone;
           expect(close(alone, expected), table->isa);
@@ -177,7 +275,7 @@ void several_callers() {
   for (int caller = 0; caller < 3; ++caller)
     callers.emplace_back([&layer, caller] {
       std::mt19937 own(10 + caller);
-      cpu::MoeForward forward(*tables().back(), 1 + caller);
+      cpu::MoeForward forward(*tables().back(), cpu::NodeSplit(made_up({1, 1}), 1 + caller));
       for (int i = 0; i < 20; ++i) {
         const Tokens tokens = make_tokens(layer, 1 + i, 2, DType::bf16, own);
         const std::vector<float> first = run(forward, layer, tokens);
@@ -190,7 +288,7 @@ void several_callers() {
 void scheduler() {
   std::mt19937 random(3);
   const Layer layer = make_layer(3, 40, 24, DType::f16, columns, Activation::relu2, random);
-  cpu::MoeForward forward(*tables().back(), 3);
+  cpu::MoeForward forward(*tables().back(), cpu::NodeSplit(cpu::one_node(), 3));
   Scheduler scheduler;
   std::vector<std::thread> producers;
   for (int p = 0; p < 3; ++p)
@@ -223,6 +321,8 @@ void scheduler() {
 
 int main(int, char** arguments) {
   moerun::cpu::set_openmp_hint(arguments[1]);
+  moerun::nodes();
+  moerun::placement();
   moerun::shapes_and_threads();
   moerun::several_callers();
   moerun::scheduler();

@@ -183,13 +183,16 @@ def machine_rows(report: dict[str, Any]) -> list[list[str]]:
     caches = [f"L1d {text.size(cpu['l1d_bytes'])}", f"L2 {text.size(cpu['l2_bytes'])}"]
     if cpu["l3_bytes"]:
         caches.append(f"L3 {text.size(cpu['l3_bytes'])}")
+    nodes = text.plural(len(cpu["nodes"]), "NUMA node")
+    if len(cpu["nodes"]) > 1:
+        nodes += " (" + "; ".join(f"node {n['id']}: {cpu_list(n['cpus'])}" for n in cpu["nodes"]) + ")"
     others = [isa for isa in kernels["available"] if isa != kernels["chosen"]]
     also = f" (also here: {', '.join(others)})" if others else ""
     return [
         ["Processor", cpu["model"]],
         [
             "  cores",
-            f"{cpu['usable_cores']} usable, {text.plural(cpu['numa_nodes'], 'NUMA node')}",
+            f"{cpu['usable_cores']} usable, {nodes}",
         ],
         ["  caches", ", ".join(caches)],
         ["  instructions", ", ".join(cpu["instruction_sets"]) or "none beyond x86-64"],
@@ -200,6 +203,17 @@ def machine_rows(report: dict[str, Any]) -> list[list[str]]:
         ],
         ["OpenMP", report["openmp"]],
     ]
+
+
+def cpu_list(cpus: list[int]) -> str:
+    """``cpu_list([0, 1, 2, 8]) == "0-2,8"``; ascending numbers."""
+    ranges: list[list[int]] = []
+    for cpu in cpus:
+        if ranges and cpu == ranges[-1][-1] + 1:
+            ranges[-1] = [ranges[-1][0], cpu]
+        else:
+            ranges.append([cpu])
+    return ",".join("-".join(map(str, ends)) for ends in ranges)
 
 
 def limit_rows(limits: list[dict[str, Any]]) -> list[list[str]]:

@@ -34,7 +34,7 @@ examples:
   moerun generate ./OLMoE-1B-7B "The capital of France is"
   moerun generate ./Qwen3-30B-A3B --chat "Why is the sky blue?" --max-new-tokens 400
   moerun generate ./OLMoE-1B-7B - < prompt.txt > text.txt
-  moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32
+  moerun generate ./OLMoE-1B-7B "Once upon a time" --experts int4_g32 --dense int8
   moerun generate ./Qwen3-30B-A3B "Once upon a time" --device cuda --gpu-cache 8GiB
   moerun generate ./OLMoE-1B-7B "Once upon a time" --big-little 0.7 --stats
   moerun generate ./OLMoE-1B-7B "Once" --temperature 0.8 --top-p 0.95 --seed 7
@@ -88,6 +88,12 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
         metavar="FORMAT",
         help=f"quantise the experts: {', '.join(WEIGHT_FORMATS)} (default: as saved)",
     )
+    parser.add_argument(
+        "--dense",
+        choices=WEIGHT_FORMATS,
+        metavar="FORMAT",
+        help="quantise the matrices around the experts, on the CPU: same formats (default: --dtype)",
+    )
     big_little.add_mode(parser)
     parser.add_argument(
         "--device",
@@ -135,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     where = {"device": args.device, "gpu_cache": args.gpu_cache, "schedule": args.schedule}
-    model = load_model(folder, args.dtype, threads, args.experts, **where)
+    model = load_model(folder, args.dtype, threads, args.experts, args.dense, **where)
     tokenizer = load_tokenizer(folder)
     load_s = time.perf_counter() - start
 
@@ -175,7 +181,12 @@ def default_threads() -> int:
 
 
 def load_model(
-    folder: str, dtype: str, threads: int, experts: str | None = None, **engine_options: Any
+    folder: str,
+    dtype: str,
+    threads: int,
+    experts: str | None = None,
+    dense: str | None = None,
+    **engine_options: Any,
 ) -> PreTrainedModel:
     """The checkpoint as a transformers model; its torch part uses as many threads as the engine."""
     import torch
@@ -190,6 +201,7 @@ def load_model(
         folder,
         dtype=None if dtype == "auto" else dtype,
         experts=experts,
+        dense=dense,
         cpu_threads=threads,
         **engine_options,
     )

@@ -101,7 +101,7 @@ class Attention:
             kind = _core.HeadNorm.head
             if len(norm.query) != head_dim:
                 kind, widths = _core.HeadNorm.row, (query.outputs, key.outputs)
-        self._view = _core.AttentionView(
+        self.view = _core.AttentionView(
             query=query.view,
             key=key.view,
             value=value.view,
@@ -126,8 +126,9 @@ class Attention:
         x
             ``[sequences, tokens, H]`` in host memory.
         cos, sin
-            float32 ``[sequences * tokens, rotated]``, contiguous: elements i and i + rotated / 2 of a head are a pair
-            that is turned (arXiv 2104.09864, as transformers lays it out); the rest of the head is not.
+            float32 ``[sequences * tokens, rotated]``, contiguous: elements i and i + rotated / 2 of a head
+            are a pair that is turned (arXiv 2104.09864, as transformers lays it out); the rest of the head
+            is not.
         keys, values
             ``[sequences, kv_heads, room, head_dim]`` of one float type, with heads of at least
             ``past + tokens`` contiguous rows.
@@ -148,19 +149,29 @@ class Attention:
         RuntimeError
             The engine is closed.
         """
+        batch, out = self.batch(x, cos, sin, keys, values, past, mask)
+        self.engine._core.attention(self.view, batch)
+        return out
+
+    def batch(
+        self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int, mask: Any
+    ) -> tuple[_core.AttentionBatch, Any]:
+        """forward's arguments as the core takes them, and where it will write what forward returns.
+
+        The batch holds addresses only. Raises as forward does.
+        """
         self._check(x, cos, sin, keys, values, past)
         sequences, tokens, width = x.shape
         x_type = tensors.float_type(x, "x")
         rows = tensors.with_contiguous_rows(x.reshape(-1, width))
-        out = tensors.empty_like(rows, (sequences * tokens, self.projections[3].outputs))
+        out = tensors.empty_like(rows, (sequences, tokens, self.projections[3].outputs))
         mask_at, mask_strides = _place(mask, (sequences, 1, tokens), past + tokens)
         of_keys = tensors.strides(keys)
-        self.engine._core.attention(
-            self._view,
+        batch = _core.AttentionBatch(
             sequences,
             tokens,
             (tensors.address(rows), x_type, tensors.strides(rows)[0]),
-            (tensors.address(out), x_type, out.shape[1]),
+            (tensors.address(out), x_type, out.shape[2]),
             tensors.address(cos),
             tensors.address(sin),
             cos.shape[1],
@@ -172,7 +183,7 @@ class Attention:
             mask_at,
             mask_strides,
         )
-        return out.reshape(sequences, tokens, out.shape[1])
+        return batch, out
 
     def _check(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int) -> None:
         """Raises ValueError for what would read or write outside of the arrays."""

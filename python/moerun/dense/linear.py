@@ -46,7 +46,7 @@ class Linear:
         self.format = tensors.format_name(weight)
         strides = (tensors.strides(weight)[0], tensors.strides(weight)[1])
         self.weight = None
-        if quant in (None, self.format):
+        if quant is None or quant == self.format:
             self.weight = weight
             self.view = _core.LinearView(
                 weight=tensors.address(weight),
@@ -57,7 +57,6 @@ class Linear:
                 bias=bias_at,
             )
         else:
-            assert quant is not None
             self.format = quant
             layout = _core.MatrixLayout(getattr(_core.WeightFormat, quant), self.outputs, self.inputs)
             from moerun.quant.blobs import allocate

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Routing(NamedTuple):
-    """logits [T, E], weights float32 [T, k] and ids int64 [T, k], the largest weight first."""
+    """logits [T, E], weights float32 [T, k] and ids int64 [T, k], the best choice first."""
 
     logits: Any
     weights: Any
@@ -46,6 +46,9 @@ class Router:
         ``[E]``, added to the scores for the choice only; or None.
     groups, top_groups
         1 and 1: no groups.
+    float32_logits
+        False: logits have x's type, and experts are chosen by them as they are rounded; True: they are
+        float32.
 
     Raises
     ------
@@ -66,12 +69,14 @@ class Router:
         correction: Any = None,
         groups: int = 1,
         top_groups: int = 1,
+        float32_logits: bool = False,
     ) -> None:
         if scoring not in ("softmax", "sigmoid"):
             raise ValueError(f"scoring must be 'softmax' or 'sigmoid', got {scoring!r}")
         self.engine = engine
         self.gate = Linear(engine, weight, bias)
         self.top_k = top_k
+        self.float32_logits = float32_logits
         self._correction = None
         if correction is not None:
             self._correction = tensors.to_float32(tensors.on_host(tensors.as_array(correction, "correction")))
@@ -79,7 +84,7 @@ class Router:
                 raise ValueError(
                     f"correction must be [{self.gate.outputs}], got {list(self._correction.shape)}"
                 )
-        self._view = _core.RouterView(
+        self.view = _core.RouterView(
             self.gate.view,
             top_k=top_k,
             scoring=getattr(_core.Scoring, scoring),
@@ -90,12 +95,11 @@ class Router:
             top_groups=top_groups,
         )
 
-    def forward(self, x: Any, *, float32_logits: bool = False) -> Routing:
+    def forward(self, x: Any) -> Routing:
         """x ``[T, H]`` in host memory -> Routing, of x's kind.
 
-        Logits have x's type, and experts are chosen by them as they are rounded; with `float32_logits` they
-        are not rounded. Raises ValueError or TypeError if `x` does not fit, RuntimeError if the engine is
-        closed.
+        Equal scores: the smaller id first. Raises ValueError or TypeError if `x` does not fit, RuntimeError
+        if the engine is closed.
         """
         x = tensors.as_array(x, "x")
         if x.ndim != 2 or x.shape[1] != self.gate.inputs:
@@ -108,14 +112,14 @@ class Router:
 
             weights: Any = torch.empty((tokens, self.top_k), dtype=torch.float32)
             ids: Any = torch.empty((tokens, self.top_k), dtype=torch.int64)
-            logits_type = torch.float32 if float32_logits else rows.dtype
+            logits_type = torch.float32 if self.float32_logits else rows.dtype
             logits: Any = torch.empty((tokens, self.gate.outputs), dtype=logits_type)
         else:
             weights = np.empty((tokens, self.top_k), np.float32)
             ids = np.empty((tokens, self.top_k), np.int64)
-            logits = np.empty((tokens, self.gate.outputs), np.float32 if float32_logits else rows.dtype)
+            logits = np.empty((tokens, self.gate.outputs), np.float32 if self.float32_logits else rows.dtype)
         self.engine._core.route(
-            self._view,
+            self.view,
             tokens=tokens,
             x=(tensors.address(rows), x_type, tensors.strides(rows)[0]),
             logits=tensors.address(logits),

@@ -1,7 +1,7 @@
 """Self-attention of a few tokens in the engine: a decode step of a transformers model.
 
 transformers' own code makes some thirty small operations of it, and copies all keys and values to add those
-of one token. Here it is one call, and keys and values get room to grow (_make_room). What it does not take
+of one token. Here it is one call, and keys and values get room to grow (make_room). What it does not take
 goes on as before: long prompts, caches of other kinds (sliding windows, static, quantised), models that were
 asked for another attention than "sdpa", and multi-head latent attention.
 """
@@ -17,6 +17,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from moerun.dense import Attention, HeadNorm
 from moerun.hf.dense import linear_of, may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
+from moerun.hf.norm import norm_of
 
 if TYPE_CHECKING:
     from moerun.engine import Engine
@@ -31,7 +32,7 @@ _NORMS = ("q_norm", "k_norm")
 _KNOWN = ("Qwen3MoeAttention", "Qwen2MoeAttention", "OlmoeAttention", "MixtralAttention", "Glm4MoeAttention")
 
 
-class _EngineAttention(torch.nn.Module):
+class EngineAttention(torch.nn.Module):
     moerun_attention: Held[Attention]
     config: Any
     layer_idx: int
@@ -44,13 +45,12 @@ class _EngineAttention(torch.nn.Module):
         past_key_values: Any = None,
         **others: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        plain = _usable(attention_mask, hidden_states) and not others.get("output_attentions")
-        layer = self._cache_layer(hidden_states, past_key_values) if plain else None
+        layer = self.cache_layer(hidden_states, attention_mask, past_key_values, others)
         if layer is not None:
             sequences, tokens = hidden_states.shape[:2]
             past = layer.keys.shape[2]
-            keys, values = _make_room(layer, tokens)
-            cos, sin = _as_rows(position_embeddings, sequences)
+            keys, values = make_room(layer, tokens)
+            cos, sin = rotation_rows(position_embeddings, sequences)
             return self.moerun_attention.value.forward(
                 hidden_states, cos, sin, keys, values, past, attention_mask
             ), None
@@ -62,11 +62,13 @@ class _EngineAttention(torch.nn.Module):
             **others,
         )
 
-    def _cache_layer(self, x: torch.Tensor, cache: Any) -> Any:
-        """This layer's keys and values, if everything here is as it was when the engine took it."""
+    def cache_layer(self, x: torch.Tensor, mask: torch.Tensor | None, cache: Any, others: Any) -> Any:
+        """This layer's keys and values, if all here is as it was when the engine took it, else None."""
         if x.shape[1] > MOST_TOKENS or not may_skip_torch(x) or self.config._attn_implementation != "sdpa":
             return None
-        if self.training or not isinstance(cache, DynamicCache) or len(cache.layers) <= self.layer_idx:
+        if not _usable(mask, x) or others.get("output_attentions"):
+            return None
+        if self.training or type(cache) is not DynamicCache or len(cache.layers) <= self.layer_idx:
             return None
         layer: Any = cache.layers[self.layer_idx]
         if not _is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
@@ -76,8 +78,7 @@ class _EngineAttention(torch.nn.Module):
             if linear_of(modules[name]) is not linear:
                 return None
         for name in _NORMS:
-            norm = modules.get(name)
-            if norm is not None and (norm._forward_hooks or norm._forward_pre_hooks):
+            if name in modules and norm_of(modules[name]) is None:
                 return None
         return layer
 
@@ -93,7 +94,7 @@ def _usable(mask: torch.Tensor | None, x: torch.Tensor) -> bool:
     return mask.dtype is torch.bool and mask.ndim == 4 and mask.shape[:3] == (x.shape[0], 1, x.shape[1])
 
 
-def _as_rows(
+def rotation_rows(
     embeddings: tuple[torch.Tensor, torch.Tensor], sequences: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines [1 or sequences, tokens, width] as float32 [sequences * tokens, width].
@@ -108,7 +109,7 @@ def _as_rows(
     return kept[1], kept[2]
 
 
-def _make_room(layer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_room(layer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Lengthens a layer's keys and values by `tokens`, whose contents are yet to be written.
 
     The layer's tensors become the front of longer ones, [sequences, heads, room, width], which are returned.
@@ -162,7 +163,7 @@ def _is_front(part: torch.Tensor, room: torch.Tensor) -> bool:
 def attach_attention_steps(model: torch.nn.Module, engine: Engine) -> int:
     """Lets the engine take decode steps of attention modules that it knows; returns how many.
 
-    Their projections must have been given to the engine before (attach_linears).
+    Their projections and norms must have been given to the engine before (attach_linears, attach_norms).
     """
     count = 0
     for module in modules_of(model):
@@ -189,6 +190,6 @@ def attach_attention_steps(model: torch.nn.Module, engine: Engine) -> int:
             clip=getattr(module.config, "clip_qkv", None),
         )
         module.moerun_attention = Held(attention, 0)
-        mix_in(_EngineAttention, module)
+        mix_in(EngineAttention, module)
         count += 1
     return count

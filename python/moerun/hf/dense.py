@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.hf.held import Held
+from moerun.hf.original import Original
 from moerun.torch_ops import register_linear
 
 if TYPE_CHECKING:
@@ -27,12 +28,18 @@ _HEAD_FORMATS = {4: "int8_g128"}  # bits of the other matrices -> format of the 
 
 
 class EngineLinear(torch.nn.Linear):
-    """torch.nn.Linear that runs in an engine as long as its weight stays where it was."""
+    """torch.nn.Linear that runs in an engine as long as its weight stays where, and its bias what it was."""
 
     moerun_linear: Held[Linear]
+    moerun_bias: Original | None  # the engine has a copy of it
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_compiling() and not self.has_its_bias():
+            return super().forward(input)
         return torch.ops.moerun.linear(input, self.weight, self.bias, self.moerun_linear.handle)
+
+    def has_its_bias(self) -> bool:
+        return self.bias is None if self.moerun_bias is None else self.moerun_bias.is_still(self.bias)
 
 
 class QuantisedLinear(torch.nn.Module):
@@ -77,6 +84,7 @@ def attach_linears(model: torch.nn.Module, engine: Engine, quant: str | None = N
             continue
         linear = engine.add_linear(weight, bias)
         module.__class__ = EngineLinear
+        module.moerun_bias = None if bias is None else Original(module.bias)  # type: ignore[assignment]
         module.moerun_linear = Held(linear, register_linear(linear))  # type: ignore[assignment]
     return count
 
@@ -94,7 +102,7 @@ def modules_of(model: torch.nn.Module) -> Iterator[Any]:
 
 def linear_of(module: Any) -> Linear | None:
     """The engine's linear of a module, if calling the module would do nothing else than run it."""
-    if module._forward_hooks or module._forward_pre_hooks:
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
         return None
     kind = type(module)
     if kind is QuantisedLinear:
@@ -102,7 +110,8 @@ def linear_of(module: Any) -> Linear | None:
     if kind is not EngineLinear:
         return None
     linear = module.moerun_linear.value
-    return linear if module.weight.data_ptr() == linear.weight.data_ptr() else None
+    here = module.weight.data_ptr() == linear.weight.data_ptr() and module.has_its_bias()
+    return linear if here else None
 
 
 def may_skip_torch(x: torch.Tensor) -> bool:

@@ -64,8 +64,8 @@ def from_pretrained(
         leaves them as the checkpoint stores them.
     dense
         Number format of the matrices around the experts (attention, shared experts, the head), on the CPU:
-        quantised at loading, without a cache. A 4-bit format leaves the head at 8 bits (int8_g128). None
-        leaves them in `dtype`.
+        quantised at loading, without a cache; refused if they go to the GPU. A 4-bit format leaves the head
+        at 8 bits (int8_g128). None leaves them in `dtype`.
     engine
         An engine to put the experts into. None makes one, which lives as long as the model or a copy of it.
     options
@@ -116,9 +116,14 @@ def from_pretrained(
         _check_gpu()  # loading takes a while
     folder = checkpoint_folder(path, **hub_options)
     checkpoint = Checkpoint(folder)
+    with_gpu = (config.device != "cpu" if engine is None else engine.gpu is not None) and _torch_has_gpu()
+    if with_gpu and dense is not None:
+        raise ValueError(
+            f"dense={dense!r} is for matrices that the CPU multiplies, but here they go to the GPU, in "
+            "`dtype`; leave dense out, or use device='cpu'"
+        )
     model = _load_dense(folder, checkpoint, dtype, options)
-    with_gpu = config.device != "cpu" if engine is None else engine.gpu is not None
-    if with_gpu and _torch_has_gpu():
+    if with_gpu:
         model.to("cuda")  # type: ignore[arg-type]
     if engine is not None:
         _attach(model, engine, checkpoint, experts, dense)
@@ -203,6 +208,7 @@ def _attach(
     """Gives the model its experts, and what the CPU is to run of the rest to the engine's kernels."""
     from moerun.hf.attention import attach_attention
     from moerun.hf.attention_step import attach_attention_steps
+    from moerun.hf.decoder_step import attach_decoder_steps
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import attach_layers
     from moerun.hf.hints import attach_hints
@@ -218,9 +224,11 @@ def _attach(
     if model.device.type == "cpu":
         attach_linears(model, engine, dense)
         attach_attention(model)
-        attach_attention_steps(model, engine)
         attach_norms(model, engine)
+        attach_attention_steps(model, engine)
         attach_routers(model, engine)
+        if engine.gpu is None:
+            attach_decoder_steps(model, engine)
     attach_hints(model, engine, layers)
     model.moerun_engine = engine  # type: ignore[assignment]
 

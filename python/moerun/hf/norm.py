@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moerun.dense import RmsNorm
 from moerun.hf.dense import may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
+from moerun.hf.original import Original
 
 if TYPE_CHECKING:
     from moerun.engine import Engine
 
 
-class _EngineNorm(torch.nn.Module):
+class EngineNorm(torch.nn.Module):
     moerun_norm: Held[RmsNorm]
-    moerun_weight: tuple[int, int]  # address and version of what was copied
+    moerun_weight: Original
 
     weight: torch.nn.Parameter
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.weight
-        if may_skip_torch(hidden_states) and (weight.data_ptr(), weight._version) == self.moerun_weight:
+        if may_skip_torch(hidden_states) and self.moerun_weight.is_still(self.weight):
             return self.moerun_norm.value.forward(hidden_states)
         return super().forward(hidden_states)
+
+
+def norm_of(module: Any) -> RmsNorm | None:
+    """The engine's norm of a module, if calling the module would do nothing else than run it."""
+    if not isinstance(module, EngineNorm) or module._forward_hooks or module._forward_pre_hooks:
+        return None
+    return module.moerun_norm.value if module.moerun_weight.is_still(module.weight) else None
 
 
 def attach_norms(model: torch.nn.Module, engine: Engine) -> int:
@@ -39,7 +46,7 @@ def attach_norms(model: torch.nn.Module, engine: Engine) -> int:
         weight = module.weight
         norm = RmsNorm(engine, weight.detach(), module.variance_epsilon)
         module.moerun_norm = Held(norm, 0)
-        module.moerun_weight = (weight.data_ptr(), weight._version)
-        mix_in(_EngineNorm, module)
+        module.moerun_weight = Original(weight)
+        mix_in(EngineNorm, module)
         count += 1
     return count

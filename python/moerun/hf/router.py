@@ -10,6 +10,7 @@ import torch
 from moerun.dense import Router
 from moerun.hf.dense import may_skip_torch, mix_in, modules_of
 from moerun.hf.held import Held
+from moerun.hf.original import Original
 
 if TYPE_CHECKING:
     from moerun.engine import Engine
@@ -43,27 +44,24 @@ _OPTIONS: dict[str, tuple[Callable[[Any], dict[str, Any]], bool]] = {
 }
 
 
-class _EngineRouter(torch.nn.Module):
+class EngineRouter(torch.nn.Module):
     moerun_router: Held[Router]
-    moerun_versions: tuple[int, ...]
+    moerun_originals: tuple[Original, ...]
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        router = self.moerun_router.value
-        if may_skip_torch(hidden_states) and _versions(self) == self.moerun_versions:
+        if may_skip_torch(hidden_states) and self.is_unchanged():
             rows = hidden_states.reshape(-1, hidden_states.shape[-1])
-            return tuple(router.forward(rows, float32_logits=self.moerun_router.handle == 1))
+            return tuple(self.moerun_router.value.forward(rows))
         return super().forward(hidden_states)
 
+    def is_unchanged(self) -> bool:
+        """Whether parameters and buffers are those that the engine reads."""
+        return all(o.is_still(t) for o, t in zip(self.moerun_originals, _tensors(self), strict=True))
 
-def _versions(module: torch.nn.Module) -> tuple[int, ...]:
-    """Changes when a parameter or buffer was replaced or written to."""
-    return tuple(
-        number
-        for tensors in (module._parameters, module._buffers)
-        for tensor in tensors.values()
-        if tensor is not None
-        for number in (tensor.data_ptr(), tensor._version)
-    )
+
+def _tensors(module: torch.nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers."""
+    return [t for part in (module._parameters, module._buffers) for t in part.values() if t is not None]
 
 
 def attach_routers(model: torch.nn.Module, engine: Engine) -> int:
@@ -74,9 +72,11 @@ def attach_routers(model: torch.nn.Module, engine: Engine) -> int:
         if found is None:
             continue
         options, in_float32 = found
-        router = Router(engine, module.weight.detach(), module.top_k, **options(module))
-        module.moerun_router = Held(router, int(in_float32))
-        module.moerun_versions = _versions(module)
-        mix_in(_EngineRouter, module)
+        router = Router(
+            engine, module.weight.detach(), module.top_k, float32_logits=in_float32, **options(module)
+        )
+        module.moerun_router = Held(router, 0)
+        module.moerun_originals = tuple(map(Original, _tensors(module)))
+        mix_in(EngineRouter, module)
         count += 1
     return count

@@ -19,9 +19,13 @@ def layout_of(spec: LayerSpec, weight_format: str) -> _core.BlobLayout:
 
 
 def allocate(num_bytes: int) -> mmap.mmap:
-    """Returns new memory, zeroed, at a multiple of the page size; large pages where the system gives them."""
+    """Returns new memory, zeroed, at a multiple of the page size; large pages where the system gives them.
+
+    Small ones where memory has several nodes: a large page would hold rows of more than one.
+    """
     memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    one_node = len(_core.cpu_info()["nodes"]) == 1
+    memory.madvise(mmap.MADV_HUGEPAGE if one_node else mmap.MADV_NOHUGEPAGE)
     return memory
 
 

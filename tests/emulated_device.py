@@ -1,4 +1,5 @@
-"""Runs kernels on the stand-in driver, through its C functions: upload, launch, download."""
+"""Uses the stand-in driver through its C functions, as a caller beside the engine does: memory, streams,
+copies, kernels."""
 
 from __future__ import annotations
 
@@ -10,6 +11,28 @@ import numpy as np
 POINTER, STREAM = ctypes.c_uint64, ctypes.c_void_p
 
 
+class DeviceArray:
+    """An array on the device as cupy's is: contiguous, with __cuda_array_interface__."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype, stream: int | None) -> None:
+        self.address, self.shape, self.dtype, self.stream = address, shape, np.dtype(dtype), stream
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, object]:
+        return {
+            "version": 3,
+            "shape": self.shape,
+            "typestr": self.dtype.str,
+            "data": (self.address, False),
+            "strides": None,
+            "stream": self.stream,
+        }
+
+
 class EmulatedDevice:
     """Device 0 of the library, with one stream; everything is given back by close()."""
 
@@ -17,6 +40,8 @@ class EmulatedDevice:
         self._c = ctypes.CDLL(str(library))
         self._memory: list[int] = []
         self._modules: list[ctypes.c_void_p] = []
+        self._streams: list[ctypes.c_void_p] = []
+        self._host: list[ctypes.c_void_p] = []
         self._call("cuInit", ctypes.c_uint(0))
         context = ctypes.c_void_p()
         self._call("cuDevicePrimaryCtxRetain", ctypes.byref(context), 0)
@@ -50,6 +75,41 @@ class EmulatedDevice:
         self._call("cuMemcpyDtoHAsync_v2", buffer, POINTER(address), ctypes.c_size_t(size), self._stream)
         return buffer.raw
 
+    def new_stream(self) -> int:
+        """The handle of another stream, to be given back by close()."""
+        stream = ctypes.c_void_p()
+        self._call("cuStreamCreateWithPriority", ctypes.byref(stream), ctypes.c_uint(1), 0)
+        self._streams.append(stream)
+        return stream.value or 0
+
+    def put(self, array: np.ndarray, stream: int) -> DeviceArray:
+        """A copy of the array on the device, there behind what the stream does now."""
+        pinned, size = self._pinned(array.nbytes)
+        ctypes.memmove(pinned, np.ascontiguousarray(array).ctypes.data, array.nbytes)
+        put = DeviceArray(self.allocate(max(1, array.nbytes)), array.shape, array.dtype, stream)
+        self._call("cuMemcpyHtoDAsync_v2", POINTER(put.address), pinned, size, ctypes.c_void_p(stream))
+        return put
+
+    def overwrite(self, array: DeviceArray, stream: int) -> None:
+        """With zeros, behind what the stream does now."""
+        size = ctypes.c_size_t(array.nbytes)
+        zero = ctypes.c_ubyte(0)
+        self._call("cuMemsetD8Async", POINTER(array.address), zero, size, ctypes.c_void_p(stream))
+
+    def get(self, array: DeviceArray, stream: int) -> np.ndarray:
+        """What the array holds behind what the stream does now."""
+        pinned, size = self._pinned(array.nbytes)
+        self._call("cuMemcpyDtoHAsync_v2", pinned, POINTER(array.address), size, ctypes.c_void_p(stream))
+        self._call("cuStreamSynchronize", ctypes.c_void_p(stream))
+        raw = ctypes.string_at(pinned, array.nbytes)
+        return np.frombuffer(raw, array.dtype).reshape(array.shape)
+
+    def _pinned(self, size: int) -> tuple[ctypes.c_void_p, ctypes.c_size_t]:
+        pinned = ctypes.c_void_p()
+        self._call("cuMemHostAlloc", ctypes.byref(pinned), ctypes.c_size_t(max(1, size)), ctypes.c_uint(1))
+        self._host.append(pinned)
+        return pinned, ctypes.c_size_t(size)
+
     def launch(self, image: bytes, function: str, grid: tuple[int, int, int], *values: int) -> None:
         """Addresses are passed as 8 bytes, what is below 2^31 and no address (a flag) as 4."""
         module, kernel = ctypes.c_void_p(), ctypes.c_void_p()
@@ -65,6 +125,11 @@ class EmulatedDevice:
     def close(self) -> None:
         self._call("cuStreamSynchronize", self._stream)
         self._call("cuStreamDestroy_v2", self._stream)
+        for stream in self._streams:
+            self._call("cuStreamSynchronize", stream)
+            self._call("cuStreamDestroy_v2", stream)
+        for pinned in self._host:
+            self._call("cuMemFreeHost", pinned)
         for module in self._modules:
             self._call("cuModuleUnload", module)
         for address in self._memory:
