@@ -159,9 +159,10 @@ class Engine:
 
             memory = quantise_layer(spec, memory, spec.quant, self.config.cpu_threads, self.config.isa)
         weight_format = memory.format if isinstance(memory, ExpertBlobs) else memory.dtype
-        layer = Layer(self, spec, self._add(spec, memory), weight_format)
+        x_dtype = _x_dtype(weight_format, x_dtype)
+        layer = Layer(self, spec, self._add(spec, memory), weight_format, x_dtype)
         if self._kernels is not None:
-            self._kernels.ensure(layer._core, spec, weight_format, _x_dtype(weight_format, x_dtype))
+            self._kernels.ensure(layer._core, spec, weight_format, x_dtype)
         self._layers.append(layer)
         self._check_pinning()
         if self._calibrator is not None:
@@ -354,10 +355,13 @@ class Engine:
 class Layer:
     """One layer of experts in an engine. Made by Engine.add_layer."""
 
-    def __init__(self, engine: Engine, spec: LayerSpec, core: _core.Layer, weight_format: str) -> None:
+    def __init__(
+        self, engine: Engine, spec: LayerSpec, core: _core.Layer, weight_format: str, x_dtype: str
+    ) -> None:
         self.engine = engine
         self.spec = spec
         self.weight_format = weight_format
+        self.x_dtype = x_dtype  # of the activations that are expected; others are served too
         self._core = core
 
     def forward(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any = None) -> Any:

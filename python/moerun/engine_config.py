@@ -14,7 +14,7 @@ from moerun.memory_size import parse_memory_size
 MOST_THREADS = 1024
 DEVICES = ("auto", "cpu", "cuda")
 PREFETCHES = ("impact", "none")
-PREDICTORS = ("gates", "corrected", "history")
+PREDICTORS = ("corrected", "gates", "history")
 STORES = ("auto", "pinned", "staged")
 CALIBRATIONS = ("once", "cached", "off")
 
@@ -39,8 +39,8 @@ class EngineConfig:
     prefetch
         "impact" copies experts that are predicted while the bus is idle; "none" does not.
     predictor
-        Who predicts: "gates", the next three layers' routers on this layer's hidden state; "corrected", the
-        same on that state plus the mean difference to theirs, learned as the model runs; "history", the
+        Who predicts: "corrected", the next three layers' routers on this layer's hidden state plus the mean
+        difference to theirs, which is learned as the model runs; "gates", the same without it; "history", the
         experts that each layer used most lately. The first two come through Layer.hint, which
         moerun.hf.from_pretrained calls; hints of others count as well.
     store
@@ -75,7 +75,7 @@ class EngineConfig:
     schedule: str = "balanced"
     cache: str = "mrs"
     prefetch: str = "impact"
-    predictor: str = "gates"
+    predictor: str = "corrected"
     store: str = "auto"
     warm_start: bool = True
     calibrate: str | None = None

@@ -381,12 +381,12 @@ void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<co
   check_alive();
   if (!options_.prefetch || last_layer_ < 0) return;  // before the first batch there are no caches
   prefetcher_.hint(layer, loads, ranks, distance);
-  context_->make_current();
-  recovering([&] { start_prefetches(last_layer_, 0); });
+  new_hints_ = true;
 }
 
 // While the CPU runs its share nobody starts chunks, so as many are started at once as that takes.
 void HybridForward::start_prefetches(int layer, double busy_us) {
+  new_hints_ = false;
   if (!options_.prefetch || !prefetcher_.has_hints()) return;
   prefetcher_.start(layer, busy_us, step_.fences(), [&](int l) { return target_of(l); });
   GpuCache* cache = caches_.place(layer).cache;
@@ -427,6 +427,7 @@ bool HybridForward::pump() {
   bool busy = false;
   try {
     context_->make_current();
+    if (new_hints_) start_prefetches(last_layer_, 0);
     busy = fill_caches();
     caches_.for_each([&](GpuCache& cache) {
       cache.pump();

@@ -90,7 +90,8 @@ class HybridForward {
   void run(int layer, const DeviceBatch& batch, cpu::Observer& observer);
 
   // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
-  // rank; made `distance` layers before, or when the last one ran (0). Throws as run does.
+  // rank; made `distance` layers before, or when the last one ran (0). Copies follow from it with the next
+  // batch, or when there is nothing else to do (pump).
   void hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks, int32_t distance = 0);
 
   // Before the first batch: how earlier runs used the layer's experts (WarmStart::add), and that no more
@@ -165,6 +166,7 @@ class HybridForward {
   WarmStart warm_start_;
   cpu::Groups groups_;
   std::vector<int32_t> loads_;  // [E]
+  bool new_hints_ = false;      // that nothing has followed from yet
   int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
   DeviceInbox inbox_;

@@ -34,6 +34,10 @@ void Prefetcher::hint(int layer, std::span<const int32_t> loads, std::span<const
   h.valid = true;
   if (distance < 1) distance = distance_to(layer, std::max(last_ran_, 0));
   h.distance = std::min(distance, policy::kMaxDistance);
+  std::vector<int32_t>& made = h.made[h.distance - 1];
+  made.assign(ranks.begin(), ranks.end());
+  for (size_t e = 0; e < made.size(); ++e)
+    if (loads[e] == 0) made[e] = -1;
   std::copy(loads.begin(), loads.end(), h.loads.begin());
   std::copy(ranks.begin(), ranks.end(), h.ranks.begin());
 }
@@ -49,13 +53,19 @@ void Prefetcher::ran(int layer, const Target& target, std::span<const int32_t> l
 void Prefetcher::judge(Hint& h, const Target& target, std::span<const int32_t> loads) {
   h.valid = false;
   --hinted_;
+  for (int32_t d = 1; d <= policy::kMaxDistance; ++d) {
+    for (size_t e = 0; e < h.made[d - 1].size(); ++e) {
+      const int32_t rank = h.made[d - 1][e];
+      if (rank < 0) continue;
+      confidence_.observe(d, rank, loads[e] > 0);
+      ++stats_.made[d - 1];
+      stats_.correct[d - 1] += loads[e] > 0;
+    }
+    h.made[d - 1].clear();
+  }
   GpuCache* cache = target.place.cache;
-  for (size_t e = 0; e < h.loads.size(); ++e) {
+  for (size_t e = 0; cache && e < h.loads.size(); ++e) {
     if (h.loads[e] == 0) continue;
-    confidence_.observe(h.distance, h.ranks[e], loads[e] > 0);
-    ++stats_.made[h.distance - 1];
-    stats_.correct[h.distance - 1] += loads[e] > 0;
-    if (!cache) continue;
     const int32_t slot = cache->table().slot_of(target.place.row, static_cast<int32_t>(e));
     if (slot >= 0 && cache->table().state(slot) == SlotState::loading) cache->cancel(slot);
   }

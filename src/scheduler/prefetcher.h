@@ -60,6 +60,9 @@ class Prefetcher {
     bool valid = false;
     int32_t distance = 1;               // layers ahead when it came
     std::vector<int32_t> loads, ranks;  // [E]
+    // Of each distance, to be judged: [E] ranks, -1 for experts that were not predicted; empty: no
+    // prediction.
+    std::array<std::vector<int32_t>, policy::kMaxDistance> made;
     int32_t top_k = 1;
     std::vector<double> recent;  // [E] exponential average of being used, of history
   };

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moerun import _core
 from moerun.calibration import cache
-from moerun.calibration.points import Points, expert_bytes_of, subject_of, x_dtype_of
+from moerun.calibration.points import Points, expert_bytes_of, subject_of
 from moerun.errors import GpuError
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class Calibrator:
 def _time(layer: Layer) -> Points:
     from tqdm import tqdm
 
-    engine, spec, x_dtype = layer.engine, layer.spec, x_dtype_of(layer.weight_format)
-    core, x_type = engine._core, getattr(_core.DType, x_dtype)
+    engine, spec = layer.engine, layer.spec
+    core, x_type = engine._core, getattr(_core.DType, layer.x_dtype)
     if spec.num_experts < 2:
         raise ValueError("a layer with a single expert cannot be calibrated")
     what = f"calibrating {spec.hidden_size} x {spec.intermediate_size} {layer.weight_format}"
@@ -102,7 +102,7 @@ def _time(layer: Layer) -> Points:
         cpu = core.time_cpu(layer._core, x_type)
         bar.update()
         if engine._kernels is not None:
-            engine._kernels.ensure(layer._core, spec, layer.weight_format, x_dtype)
+            engine._kernels.ensure(layer._core, spec, layer.weight_format, layer.x_dtype)
             gpu = core.time_gpu(layer._core, x_type)
             bar.update()
             copies = core.time_copies(layer._core)

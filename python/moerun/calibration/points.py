@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from moerun import policy
-from moerun.layer_spec import DTYPES
 from moerun.quant.blobs import layout_of
 
 if TYPE_CHECKING:
@@ -51,11 +50,6 @@ class Points:
         )
 
 
-def x_dtype_of(weight_format: str) -> str:
-    """The type of activations that are timed: the weights' own, bf16 where these are codes."""
-    return weight_format if weight_format in DTYPES else "bf16"
-
-
 def expert_bytes_of(layer: Layer) -> int:
     """Of one expert's blob."""
     return layout_of(layer.spec, layer.weight_format).bytes
@@ -84,5 +78,5 @@ def subject_of(layer: Layer) -> dict[str, Any]:
         "activation": spec.activation,
         "bias": spec.bias,
         "format": layer.weight_format,
-        "x": x_dtype_of(layer.weight_format),
+        "x": layer.x_dtype,
     }

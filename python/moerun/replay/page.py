@@ -152,8 +152,8 @@ harm, what demand will take of PCIe) matters where PCIe is busy.
 
 PREDICTOR_NOTE = """
 The corrected state (DALI) is ahead of the plain gates on the recorded traces; the made-up traces have no
-drift between layers to correct. `gates` stays the default until the adapter supplies corrected hints. On
-128 tokens of a small model the differences are small.
+drift between layers to correct. The engine's adapter predicts with the corrected state; the replays on this
+page, whose traces are made up, with the gates.
 """
 
 MACHINES_NOTE = """
