@@ -35,8 +35,8 @@ struct EngineStats {
   std::string isa;
   int64_t workspace_bytes = 0;
   double dense_seconds = 0;  // spent in what stands around the experts
-  int numa_nodes = 1;         // that the threads run on
-  Placement placement;        // of experts, where there are several nodes
+  int numa_nodes = 1;        // that the threads run on
+  Placement placement;       // of experts, where there are several nodes
   std::vector<LayerStats> layers;
   std::optional<HybridStats> gpu;
 };
