@@ -5,11 +5,15 @@
 namespace moerun::cpu {
 namespace {
 
-// out = x + sum, for one row; `memory` holds n floats.
+// out = x + sum, for one row, where `sum` is rounded to `type` first, as the parts by themselves round their
+// results: a layer gives the same bits either way. `memory` holds 2 n floats.
 void add_row(const KernelTable& kernels, const void* x, const float* sum, void* out, DType type, int64_t n,
              float* memory) {
+  float* rounded = memory + n;
   kernels.convert(x, type, memory, DType::f32, n);
-  for (int64_t i = 0; i < n; ++i) memory[i] += sum[i];
+  kernels.convert(sum, DType::f32, out, type, n);
+  kernels.convert(out, type, rounded, DType::f32, n);
+  for (int64_t i = 0; i < n; ++i) memory[i] += rounded[i];
   kernels.convert(memory, DType::f32, out, type, n);
 }
 
@@ -29,7 +33,7 @@ struct DecoderForward::Rows {
   LinearOutput normed;  // of `type`
   LinearOutput sum;     // fp32
   LinearOutput out;     // of `type`
-  float* row;           // memory for one row
+  float* row;           // memory for two rows
 
   // out = x + sum
   void add_to(const void* x, int64_t x_stride) const {
@@ -50,7 +54,7 @@ DecoderForward::Rows DecoderForward::rows_of(const DecoderView& layer, const Att
           .normed = {normed_.at_least(count * stride * size_of(type)), type, stride},
           .sum = {sum_.at_least(count * hidden * sizeof(float)), DType::f32, hidden},
           .out = batch.out,
-          .row = static_cast<float*>(row_.at_least(hidden * sizeof(float)))};
+          .row = static_cast<float*>(row_.at_least(2 * hidden * sizeof(float)))};
 }
 
 void DecoderForward::attend(const DecoderView& layer, const AttentionBatch& batch) {

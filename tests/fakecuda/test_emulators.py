@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from emulated_device import EmulatedDevice
 
 import oracle
 from blob_oracle import FORMATS
+from emulated_device import EmulatedDevice
 from expert_layers import ACTIVATIONS, DTYPES, random_batch, random_experts
 from fake_driver import FakeDriver, build_fake_driver
 from moerun.kernels.contract import INTER_STEP, KernelShape, description
