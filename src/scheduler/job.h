@@ -32,7 +32,7 @@ class Job {
   void finish_early() { finish(); }
 
   // Of work on the device that a stream of the caller's goes before and comes after; null for other work.
-  StreamOrder* order() { return ordered_ ? &*order_ : nullptr; }
+  StreamOrder* order() { return ordered_ && order_ ? &*order_ : nullptr; }
   // For the submitting thread, before the job is queued. Throws GpuError.
   void order_behind(const cuda::ContextPtr& context, uintptr_t stream);
 
