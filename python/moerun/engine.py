@@ -1,4 +1,4 @@
-"""Engine, Layer and Handle: the thin Python face of the C++ engine.
+"""Engine: the thin Python face of the C++ engine.
 
 An engine owns the CPU threads and the layers; a layer is called with a batch and its routing. Routers stay
 outside (reference ones are in moerun.routing).
@@ -9,21 +9,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import numpy as np
-
-from moerun import _core, policy, tensors
-from moerun.batch import Call
+from moerun import _core
 from moerun.dense import Linear
-from moerun.device_arrays import lies_on_gpu
-from moerun.device_batch import DeviceCall
 from moerun.engine_config import EngineConfig
 from moerun.errors import GpuError, KernelError
 from moerun.expert_tensors import check_memory, memory_of
 from moerun.gpu_kernels import EngineKernels, check_available
+from moerun.layer import Handle, Layer
 from moerun.layer_spec import DTYPES, ExpertBlobs, ExpertMemory, LayerSpec
 from moerun.memory_size import parse_memory_size
 from moerun.usage_record import UsageRecords
@@ -34,6 +29,8 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("moerun")
+
+__all__ = ["Engine", "Handle", "Layer"]
 
 
 def _make_core(config: EngineConfig) -> _core.Engine:
@@ -350,186 +347,3 @@ class Engine:
     def __repr__(self) -> str:
         state = "closed" if self._core.closed else f"{len(self._layers)} layers"
         return f"<moerun.Engine {state}>"
-
-
-class Layer:
-    """One layer of experts in an engine. Made by Engine.add_layer."""
-
-    def __init__(
-        self, engine: Engine, spec: LayerSpec, core: _core.Layer, weight_format: str, x_dtype: str
-    ) -> None:
-        self.engine = engine
-        self.spec = spec
-        self.weight_format = weight_format
-        self.x_dtype = x_dtype  # of the activations that are expected; others are served too
-        self._core = core
-
-    def forward(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any = None) -> Any:
-        """The weighted sum of each token's experts.
-
-        ``y[t] = sum over j of topk_weights[t, j] * expert[topk_ids[t, j]](x[t])``, accumulated in fp32.
-
-        Parameters
-        ----------
-        x
-            ``[tokens, H]`` float32, float16 or bfloat16; torch (any device), numpy, DLPack, or contiguous
-            with __cuda_array_interface__ (then with ``out``). On the engine's GPU it is read where it lies,
-            in the order of torch's current stream, and the result is ordered there: nothing waits for the
-            device but the work that follows in the stream.
-        topk_ids
-            ``[tokens, k]`` int32 or int64, any k >= 0. Ids below 0 or from E on are skipped (expert-parallel
-            sentinels); an id that occurs twice counts twice.
-        topk_weights
-            ``[tokens, k]`` float32, float16 or bfloat16.
-        out
-            ``[tokens, H]`` to write into; otherwise a new array like x.
-
-        Returns
-        -------
-        ``out``, or an array of x's kind, type and device. Gradients are not tracked.
-
-        Raises
-        ------
-        ValueError, TypeError
-            Shapes or types that do not fit, before any work starts.
-        RuntimeError
-            The engine is closed or came through a fork.
-        """
-        if self._on_engine_gpu(x):
-            return self._start_on_gpu(x, topk_ids, topk_weights, out, None).wait()
-        call = Call(self.spec, x, topk_ids, topk_weights, out)
-        self._ensure_kernels(call)
-        self.engine._core.forward(self._core, call.batch)
-        return call.finish()
-
-    def submit(self, x: Any, topk_ids: Any, topk_weights: Any, stream: Any = None, out: Any = None) -> Handle:
-        """Starts ``forward`` on the engine's own thread; ``Handle.wait`` gives the result.
-
-        Returns at once. The arrays must not change until the result is there. Batches run in the order of
-        submission.
-
-        Parameters
-        ----------
-        stream
-            For arrays on the engine's GPU: the CUDA stream (torch.cuda.Stream, or its handle as an int) that
-            the work comes behind, and that ``Handle.wait`` orders behind the work. None: torch's current one,
-            or what x's __cuda_array_interface__ names.
-        out
-            As for forward.
-
-        Raises
-        ------
-        ValueError
-            A stream for an x that does not lie on the engine's GPU; and what forward raises.
-        """
-        if self._on_engine_gpu(x):
-            return self._start_on_gpu(x, topk_ids, topk_weights, out, stream)
-        if stream is not None:
-            raise ValueError(
-                "stream orders arrays on the engine's GPU, and x does not lie there; leave it out"
-            )
-        call = Call(self.spec, x, topk_ids, topk_weights, out)
-        self._ensure_kernels(call)
-        return Handle(call, self.engine._core.submit(self._core, call.batch, call))
-
-    def _on_engine_gpu(self, x: Any) -> bool:
-        return self.engine.gpu is not None and lies_on_gpu(x)
-
-    def _start_on_gpu(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any, stream: Any) -> Handle:
-        call = DeviceCall(self.spec, x, topk_ids, topk_weights, out, stream)
-        self._ensure_kernels(call)
-        return Handle(call, self.engine._core.submit(self._core, call.batch, call, call.stream))
-
-    def _ensure_kernels(self, call: Call | DeviceCall) -> None:
-        kernels = self.engine._kernels
-        if kernels is not None:
-            kernels.ensure(self._core, self.spec, self.weight_format, call.compute_dtype)
-
-    def hint(self, next_ids: Any, scores: Any = None, distance: int | None = None) -> None:
-        """Tells which experts the layer's next batch will probably use, so that they can be copied to the GPU
-        while the bus is idle (HybriMoE, arXiv 2504.05897, section IV-C). Returns at once.
-
-        Does nothing without a GPU or with prefetch="none". A prediction may be wrong: it costs time, never
-        results.
-
-        Parameters
-        ----------
-        next_ids
-            ``[tokens, k]`` int32 or int64, the most probable expert first; ids outside of 0 .. E-1 are
-            skipped.
-        scores
-            Accepted and not used: how far each rank can be trusted is learned from what comes true, and on
-            recorded traces neither the router's score nor its ratio to the favourite's told more than that
-            (mean squared error 0.207 with rank and score, 0.205 with the rank alone).
-        distance
-            How many layers before this one the prediction was made: 1, 2 or 3. None: when the layer that ran
-            last had run.
-
-        Raises
-        ------
-        ValueError
-            Shapes or types that do not fit.
-        """
-        if self.engine._kernels is None or self.engine.config.prefetch == "none":
-            return
-        ids = np.asarray(tensors.on_host(tensors.as_array(next_ids, "next_ids")))
-        if ids.ndim != 2 or ids.dtype.kind != "i":
-            raise ValueError(f"next_ids must be [tokens, k] integers, got {ids.dtype} {list(ids.shape)}")
-        self.engine._core.hint(self._core, ids, distance or 0)
-
-    @property
-    def cost(self) -> policy.CostModel | None:
-        """What the planner thinks that an expert of this layer costs; None in an engine without a GPU."""
-        return None if self.engine.gpu is None else self.engine._core.cost(self._core)
-
-    @contextmanager
-    def pinned(self, ids: Any) -> Iterator[None]:
-        """Keeps experts that are in the GPU's cache from leaving it until the ``with`` block ends.
-
-        A batch that cannot do without their slots takes them all the same. Experts that run in host memory
-        are always there: without a GPU this does nothing.
-
-        Parameters
-        ----------
-        ids
-            Any array of integers; those outside of 0 .. E-1 are skipped.
-        """
-        if self.engine.gpu is None:
-            yield
-            return
-        core, known = self.engine._core, np.unique(np.asarray(tensors.on_host(tensors.as_array(ids, "ids"))))
-        experts = known[(known >= 0) & (known < self.spec.num_experts)].tolist()
-        core.keep(self._core, experts, True)
-        try:
-            yield
-        finally:
-            if not core.closed:
-                core.keep(self._core, experts, False)
-
-    def __repr__(self) -> str:
-        return f"<moerun.Layer {self._core.index}: {self.spec}>"
-
-
-class Handle:
-    """Work that Layer.submit started."""
-
-    def __init__(self, call: Call | DeviceCall, job: _core.Job) -> None:
-        self._call = call
-        self._job = job
-
-    def wait(self, out: Any = None) -> Any:
-        """Waits for the result and returns it; what the work raised is raised here. Ctrl-C interrupts.
-
-        ``out`` ``[tokens, H]`` receives a copy, if given. Of arrays on the GPU only the CPU's share is waited
-        for here; for the rest waits the stream, on the device. An error that comes so late is raised by the
-        engine's next batch.
-        """
-        self._job.wait()
-        if out is None:
-            return self._call.finish()
-        self._call.copy_result(out)
-        return out
-
-    def done(self) -> bool:
-        """Whether the result is there; of arrays on the GPU, whether all work for it is enqueued."""
-        return self._job.done()
