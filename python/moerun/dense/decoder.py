@@ -87,7 +87,7 @@ class Caches:
                     tensors.address(keys),
                     tensors.address(values),
                     tensors.float_type(keys, "keys"),
-                    tensors.strides(keys)[:2],
+                    (tensors.strides(keys)[0], tensors.strides(keys)[1]),
                 )
                 for keys, values in pairs
             ]

@@ -49,7 +49,7 @@ class ModelStep:
     def __call__(
         self,
         tokens: torch.Tensor,
-        cache: DynamicCache,
+        cache: Any,
         mask: torch.Tensor | None,
         positions: torch.Tensor | None,
         kept: int,
@@ -168,10 +168,11 @@ def _fits(
     if type(cache) is not DynamicCache or len(cache.layers) != layers:
         return False
     past = -1
+    layer: Any
     for layer in cache.layers:
-        if not is_plain(layer) or layer.keys.dtype is not dtype or layer.keys.shape[0] != len(tokens):  # type: ignore[union-attr]
+        if not is_plain(layer) or layer.keys.dtype is not dtype or layer.keys.shape[0] != len(tokens):
             return False
-        columns = layer.keys.shape[2]  # type: ignore[union-attr]
+        columns = layer.keys.shape[2]
         if past not in (-1, columns):
             return False
         past = columns
@@ -184,9 +185,9 @@ def attach_model_step(model: PreTrainedModel) -> bool:
     if output is None:
         return False
     inner: Any = model.model
-    layers = [decoder_layer_of(layer) for layer in inner.layers]
+    layers = [layer for module in inner.layers if (layer := decoder_layer_of(module)) is not None]
     norm, head = norm_of(inner.norm), linear_of(model.lm_head)
-    if None in layers or norm is None or head is None or len(layers) != model.config.num_hidden_layers:
+    if norm is None or head is None or len(layers) != model.config.num_hidden_layers:
         return False
     if type(inner.embed_tokens) is not torch.nn.Embedding or inner.embed_tokens.max_norm is not None:
         return False
