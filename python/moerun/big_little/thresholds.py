@@ -27,7 +27,7 @@ class Formats(NamedTuple):
 
 
 def threshold_file(checkpoint: Checkpoint, formats: Formats, options: BigLittle) -> Path | None:
-    """Where the threshold of a checkpoint in these formats with these options is kept; None without a cache."""
+    """Where the threshold of a checkpoint with these options is kept; None without a cache."""
     folder = cache_folder()
     if folder is None:
         return None
