@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -84,7 +86,8 @@ cpu::AttentionView make_attention(const cpu::LinearView& query, const cpu::Linea
 cpu::AttentionBatch attention_batch(int64_t sequences, int64_t tokens, const Rows& x, const Rows& out,
                                     uintptr_t cos, uintptr_t sin, int64_t rotated, uintptr_t keys,
                                     uintptr_t values, DType cache_type, const Strides& cache_strides,
-                                    int64_t past, uintptr_t mask, const Strides& mask_strides) {
+                                    int64_t past, uintptr_t mask, const Strides& mask_strides,
+                                    std::optional<DType> added) {
   return {.sequences = sequences,
           .tokens = tokens,
           .x = at<void>(std::get<0>(x)),
@@ -98,7 +101,11 @@ cpu::AttentionBatch attention_batch(int64_t sequences, int64_t tokens, const Row
                     .sequence_stride = cache_strides.first,
                     .head_stride = cache_strides.second,
                     .past = past},
-          .mask = {at<uint8_t>(mask), mask_strides.first, mask_strides.second}};
+          .mask = {.data = at<void>(mask),
+                   .sequence_stride = mask_strides.first,
+                   .token_stride = mask_strides.second,
+                   .kind = added ? cpu::MaskKind::added : cpu::MaskKind::seen,
+                   .type = added.value_or(DType::f32)}};
 }
 
 cpu::DecoderView make_decoder(uintptr_t attention_norm, float attention_epsilon,
@@ -179,7 +186,7 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .def(py::init(&attention_batch), py::arg("sequences"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"), py::arg("values"),
            py::arg("cache_type"), py::arg("cache_strides"), py::arg("past"), py::arg("mask"),
-           py::arg("mask_strides"));
+           py::arg("mask_strides"), py::arg("added") = py::none());
   py::enum_<cpu::Scoring>(m, "Scoring")
       .value("softmax", cpu::Scoring::softmax)
       .value("sigmoid", cpu::Scoring::sigmoid);

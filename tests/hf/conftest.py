@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers.utils import logging
 
+from moerun.dense import Attention
 from random_checkpoints import save_random_checkpoint
 
 
@@ -31,3 +33,17 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return folder
 
     return saved
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes [sequences, tokens] of all calls of the engine's attention, alone or in a decoder layer."""
+    seen: list[tuple[int, ...]] = []
+    real = Attention.batch
+
+    def spy(self: Attention, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        seen.append(tuple(x.shape[:2]))
+        return real(self, x, *rest, **more)
+
+    monkeypatch.setattr(Attention, "batch", spy)
+    return seen
