@@ -15,6 +15,8 @@ help:
 	@echo "make lint   ruff, mypy, clang-format, clang-tidy, stubs up to date"
 
 $(VENV)/.tools: constraints-dev.txt
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "moerun needs a C++ compiler (on Debian: apt-get install g++), or CXX=its path"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "moerun needs Python 3.10 to 3.13; set PYTHON=python3.x"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment (on Debian: apt-get install python3-venv)"; exit 1; }
