@@ -10,8 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fake_driver import FakeDriver, build_fake_driver
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread() -> None:
+    """Tiny tensors gain nothing from threads, which would spin beside the engine's and other tests'."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
