@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
 import moerun.hf
-from moerun.dense import Attention
+from moerun.dense import Attention, Decoder
 from moerun.hf.attention_step import LEAST_ROOM
 
 FAMILIES = ("qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "glm4_moe")
@@ -45,15 +45,20 @@ def theirs(random_checkpoint: Callable[..., Path]) -> Callable[..., PreTrainedMo
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes [sequences, tokens] of all calls of the engine's attention, alone or in a decoder layer."""
+    """Shapes [sequences, tokens] that each layer's attention has run in the engine, alone or in a decoder."""
     seen: list[tuple[int, ...]] = []
-    real = Attention.batch
+    alone, together = Attention.forward, Decoder.forward
 
-    def spy(self: Attention, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+    def spy_alone(self: Attention, x: torch.Tensor, *rest: Any) -> Any:
         seen.append(tuple(x.shape[:2]))
-        return real(self, x, *rest, **more)
+        return alone(self, x, *rest)
 
-    monkeypatch.setattr(Attention, "batch", spy)
+    def spy_together(self: Decoder, x: torch.Tensor, *rest: Any) -> Any:
+        seen.extend([tuple(x.shape[:2])] * len(self.layers))
+        return together(self, x, *rest)
+
+    monkeypatch.setattr(Attention, "forward", spy_alone)
+    monkeypatch.setattr(Decoder, "forward", spy_together)
     return seen
 
 

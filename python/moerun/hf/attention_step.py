@@ -71,7 +71,7 @@ class EngineAttention(torch.nn.Module):
         if self.training or type(cache) is not DynamicCache or len(cache.layers) <= self.layer_idx:
             return None
         layer: Any = cache.layers[self.layer_idx]
-        if not _is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
+        if not is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
             return None
         modules = self._modules
         for name, linear in zip(_PROJECTIONS, self.moerun_attention.value.projections, strict=True):
@@ -83,7 +83,7 @@ class EngineAttention(torch.nn.Module):
         return layer
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """Whether a layer of a cache keeps all keys and values of a prompt that it has seen."""
     return type(layer) is DynamicLayer and layer.keys is not None and layer.keys.ndim == 4
 
@@ -129,8 +129,8 @@ def make_room(layer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         room.values[:, :, :past] = layer.values
         setattr(layer, _ROOM, room)
     room.filled = past + tokens
-    layer.keys = room.keys.narrow(2, 0, past + tokens)
-    layer.values = room.values.narrow(2, 0, past + tokens)
+    layer.keys = room.front_keys = room.keys.narrow(2, 0, past + tokens)
+    layer.values = room.front_values = room.values.narrow(2, 0, past + tokens)
     return room.keys, room.values
 
 
@@ -148,8 +148,12 @@ class _Room:
     keys: torch.Tensor
     values: torch.Tensor
     filled: int = 0  # columns that were written
+    front_keys: torch.Tensor | None = None  # what the layer was given last
+    front_values: torch.Tensor | None = None
 
     def holds(self, layer: Any) -> bool:
+        if layer.keys is self.front_keys and layer.values is self.front_values:
+            return True
         return _is_front(layer.keys, self.keys) and _is_front(layer.values, self.values)
 
 
