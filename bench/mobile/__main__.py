@@ -39,23 +39,15 @@ def main() -> None:
             options.results.mkdir(parents=True, exist_ok=True)
             _file(options.results, part).write_text(kept + "\n")
             print(f"written: {_file(options.results, part)}", flush=True)
-    missing = [part for part in PARTS if not _file(options.results, part).is_file()]
-    if missing:
-        print(f"no page yet: it needs {' and '.join(missing)} as well")
-        return
     write_page(kept_results(options.results), options.page)
 
 
 def kept_results(folder: Path) -> dict[str, Any]:
-    """The figures of all parts by name, and under "environment" where each was made.
-
-    Raises
-    ------
-    FileNotFoundError
-        A part was never made.
-    """
+    """The figures of the parts that there are, by name, and under "environment" where each was made."""
     data: dict[str, Any] = {"environment": {}}
     for part in PARTS:
+        if not _file(folder, part).is_file():
+            continue
         environment = json.loads(_file(folder, part).read_text())
         data[part] = environment.pop(part)
         data["environment"][part] = environment
@@ -63,11 +55,13 @@ def kept_results(folder: Path) -> dict[str, Any]:
 
 
 def write_page(data: dict[str, Any], folder: Path) -> None:
-    """mobile.md and its plots from the figures of all parts."""
+    """mobile.md and its plots from the figures of the parts that there are."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "mobile.md").write_text(page.render(data))
-    plots.quality(data["quality"]["texts"], folder / "mobile-quality.png")
-    plots.replayed(data["replay"], replayed.SHOWN, folder / "mobile-replay.png")
+    if "quality" in data:
+        plots.quality(data["quality"]["texts"], folder / "mobile-quality.png")
+    if "replay" in data:
+        plots.replayed(data["replay"], replayed.SHOWN, folder / "mobile-replay.png")
 
 
 def _file(folder: Path, part: str) -> Path:

@@ -24,29 +24,31 @@ from bench.mobile.replayed import (
     cached_share,
 )
 from moerun.replay.models import MODELS
-from moerun.replay.passes import lossless_passes
+from moerun.replay.passes import Pass, lossless_passes
 from moerun.replay.profile import load_profile
 from moerun.replay.simulator import Replay
 from moerun.replay.synthetic import STYLES, generate
 
 BITS = 16.0  # as trained
+# Of the patterns: drafts with half of the experts, and shorter ones with a quarter.
+DRAFTED = ("half of the experts, from 0", "quarter of the experts, from 0.2")
 
 
 def replay(patterns: dict[str, Any]) -> list[dict[str, Any]]:
     """One row per model, GPU memory, system and pattern (BASE is without drafts)."""
     profile = replace(load_profile(MACHINE), bits=BITS)
     rows = []
-    runs = len(PAPER_MODELS) * len(GPU_GB) * len(SYSTEMS) * (len(patterns["rounds"]) + 1)
+    runs = len(PAPER_MODELS) * len(GPU_GB) * len(SYSTEMS) * (len(DRAFTED) + 1)
     with tqdm(total=runs, desc="replaying drafts", disable=None) as bar:
         for name in PAPER_MODELS:
             model = MODELS[name]
             trace = generate(model, STYLES[name], 0, TOKENS, SEED, warmup=WARMUP)
-            passes = {BASE: None} | {
-                pattern: lossless_passes(
-                    trace, little_k(model.top_k, found["share"]), [tuple(r) for r in found["rounds"]]
+            passes: dict[str, list[Pass] | None] = {BASE: None}
+            for pattern in DRAFTED:
+                found = patterns["rounds"][pattern]
+                passes[pattern] = lossless_passes(
+                    trace, little_k(model.top_k, found["share"]), found["rounds"]
                 )
-                for pattern, found in patterns["rounds"].items()
-            }
             for gpu_gb in GPU_GB:
                 share = cached_share(model, profile, gpu_gb)
                 for system in SYSTEMS:
