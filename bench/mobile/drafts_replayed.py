@@ -1,6 +1,7 @@
 """The lossless mode replayed on the machine of replayed.py: drafts with few experts, verified in one pass.
 
-Simulated. How drafts fare is the demo model's, round by round; what a verification shares is what the made-up
+Simulated. How drafts fare is the demo model's, round by round, in an order that jumps between its texts so that
+a short stretch has the share of the whole; what a verification shares is what the made-up
 routing of the model shares between neighbouring tokens.
 """
 
@@ -11,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bench.mobile.quality import little_k
+from bench.mobile.quality import little_k, mixed
 from bench.mobile.replayed import (
     BASE,
     GPU_GB,
@@ -47,7 +48,7 @@ def replay(patterns: dict[str, Any]) -> list[dict[str, Any]]:
             for pattern in DRAFTED:
                 found = patterns["rounds"][pattern]
                 passes[pattern] = lossless_passes(
-                    trace, little_k(model.top_k, found["share"]), found["rounds"]
+                    trace, little_k(model.top_k, found["share"]), mixed(found["rounds"])
                 )
             for gpu_gb in GPU_GB:
                 share = cached_share(model, profile, gpu_gb)

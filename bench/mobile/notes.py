@@ -33,7 +33,9 @@ a text, which lie in different files.
 
 MEASURES_NOTE = """
 The three measures of confidence at thresholds that accept about the same shares; *ahead* of chance as above.
-Intervals of the measures overlap where their differences are small; the paper's measure stays the default.
+Margin is at par with the largest probability, or ahead of it where half or more of the tokens of the
+project's files are little; entropy is behind both. The paper's measure stays the default. All are ahead of
+chance in agreement; in perplexity the largest probability is ahead only up to about half of the tokens.
 """
 
 LOSSLESS_NOTE = """
@@ -46,9 +48,8 @@ decoding (a pass a token, but for drafts that are wrong), so all is decided by t
 n tokens saves their share s of n times top_k, and n - 1 drafts cost c of it each, c being a draft's part of
 the experts: with every draft right it wins only if s > c (n - 1) / n, and with free drafts it wins
 1 / (1 - s) at most. With half of the experts s would have to approach a half. A quarter is enough to draft
-three of four tokens rightly, costs half as much, and comes out at about what plain decoding reads. So
-lossless is for models whose neighbouring tokens share experts, and for cheap drafts (`little_k=1`): here it
-is at par at best.
+most tokens rightly and costs half as much: there lossless reads less than plain decoding, by a few per cent.
+So it is for models whose neighbouring tokens share experts, and for cheap drafts (`little_k=1`).
 """
 
 DRAFTS_NOTE = """

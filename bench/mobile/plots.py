@@ -24,7 +24,10 @@ def quality(texts: dict[str, Any], path: Path) -> None:
             points = sorted((row[key]["little_share"], row[key]["agreement"]) for row in rows)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
         shares = [row["confidence"]["little_share"] for row in rows]
-        low, high = ([r["chance"]["agreement"] + r["ahead"][end] for r in rows] for end in ("low", "high"))
+        low, high = (
+            [min(row["chance"]["agreement"] + row["ahead"][end], 1.0) for row in rows]
+            for end in ("low", "high")
+        )
         axis.fill_between(shares, low, high, color="C0", alpha=0.15, linewidth=0, label="95 %, over chance")
         axis.set_title(f"{TITLES[text]}: agreement", fontsize=10)
         axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

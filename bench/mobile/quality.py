@@ -9,8 +9,9 @@ files.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from moerun.big_little.generate import decide
 from moerun.big_little.options import MEASURES
 from moerun.big_little.reading import Reading, Text, windows_of
 
+T = TypeVar("T")
 DEMO = ROOT / "examples" / "pycode-moe"
 PROMPT, STEPS, WINDOWS = 32, 96, 24
 THRESHOLDS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -235,7 +237,7 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
         reading = own.read(options, decide(options))
         sure[name] = {
             "threshold": threshold,
-            "sure": _mixed("".join("10"[not bit] for bit in reading.little[:8].flatten().tolist())),
+            "sure": "".join(mixed(["10"[not bit] for bit in reading.little[:8].flatten().tolist()])),
         }
     rounds = {}
     for name, thresholds in IMPOSED.items():
@@ -250,8 +252,8 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
     return {"sure": sure, "rounds": rounds}
 
 
-def _mixed(bits: str) -> str:
-    """The same bits in an order that jumps between windows and places, in strides that share no factor with
+def mixed(entries: Sequence[T]) -> list[T]:
+    """The same entries in an order that jumps between windows and places, in strides that share no factor with
     their number: the beginning of a window falls back more often than its end, and a short stretch of the
     pattern shall have the share of the whole."""
-    return "".join(bits[i * STRIDE % len(bits)] for i in range(len(bits)))
+    return [entries[i * STRIDE % len(entries)] for i in range(len(entries))]
