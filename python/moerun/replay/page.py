@@ -142,10 +142,15 @@ scheduler cannot touch.
 """
 
 OUR_ABLATION_NOTE = """
-Partial copies carry most of the gain: with few misses, whole experts leave PCIe or the CPU idle. Dividing
-experts that are copied whole is worse than not dividing at all: each layer ends a little sooner, but PCIe is
-busy with copies that gain little, and nothing is left for promotion and prefetch. An engine that cannot run
-a partial copy should plan with `allow_fraction=False`. Promotion completes partial copies and copies experts
+Partial copies carry most of the gain: with few misses, whole experts leave PCIe or the CPU idle. The engine
+cannot copy a part of an expert, nor promote: "as the engine" is what it can reach today. Where experts are
+copied whole, planning each layer for itself is worse than not dividing at all ("PCIe for nothing"): each
+layer ends a little sooner, but PCIe is busy with copies that gain little, and nothing is left for promotion
+and prefetch. So this layer's demand is weighed against what the next layers want: "balanced" minimises the
+makespan plus a price, 0.2 us for each us of PCIe (`policy.COPY_PRICE`). Partial copies gain more than that
+everywhere, and plan the same with the price and without. A price learned from the gains of prefetches was
+tried: a bus that demand keeps busy shows no such gains, the price stays at nothing, and Mixtral at 25 %
+stays as slow as without. Promotion completes partial copies and copies experts
 that the CPU ran, in PCIe's idle time. The guard (no chunk under way when a demand copy is due, the eviction's
 harm, what demand will take of PCIe) matters where PCIe is busy.
 """
