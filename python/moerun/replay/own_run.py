@@ -19,7 +19,15 @@ from moerun.replay.trace import DECODE, PREFILL, Trace
 
 # What the engine does by default with calls that give no hints: no part of an expert is copied alone, and
 # experts come into the cache only when a plan asks for them.
-ENGINE = System("engine", "balanced", "mrs", allow_fraction=True, keeps_copies=True, copy_price=COPY_PRICE)
+ENGINE = System(
+    "engine",
+    "balanced",
+    "mrs",
+    allow_fraction=True,
+    keeps_copies=True,
+    one_budget=True,
+    copy_price=COPY_PRICE,
+)
 SHARE_STEP = 128  # kShareStep of cpu/moe_forward.h: where the engine can divide an expert
 
 

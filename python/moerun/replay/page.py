@@ -121,11 +121,12 @@ changes so little that each layer keeps its own):
 """
 
 WHY_NOT_THE_BOUND = """
-Where ours is more than 10 % behind a bound, the bound's advantage is knowledge, not scheduling: it evicts
-what is used last and copies ahead what will be used. An online cache has no access to either; the hit rates
-show the gap. The planner itself is within 1 % of the optimum (tests/policy). Neither is a bound in the
-strict sense: Belady counts hits, not time, and copying ahead can take PCIe from what Belady would have kept,
-so the two cross in places.
+Where ours is more than 10 % behind a bound, the bound's advantage is knowledge that no online policy has, not
+scheduling: the planner itself is within 1 % of the optimum (tests/policy). The rows "knows: ..." of the table
+of our parts below give ours one piece of it at a time: the routing of the next three layers ("next layers"),
+which experts the cache will need again and when ("cache"), both. Neither bound is one in the strict sense:
+Belady counts hits, not time, and copying ahead can take PCIe from what Belady would have kept, so the two
+cross in places.
 """
 
 PREFILL_NOTE = """\

@@ -89,10 +89,11 @@ class Replay:
             whole = round(cache_ratio * trace.num_layers)
             sizes = [trace.num_experts if layer < whole else 0 for layer in range(trace.num_layers)]
             return [LayerCache("static", n, trace.top_k, usage[layer]) for layer, n in enumerate(sizes)]
+        pool: list[LayerCache] | None = [] if system.one_budget else None
         return [
             LayerCache(
                 system.cache, slots, trace.top_k, usage[layer],
-                None if future is None else future[:, layer], system.alpha, system.keeps_copies,
+                None if future is None else future[:, layer], system.alpha, system.keeps_copies, pool,
             )
             for layer in range(trace.num_layers)
         ]  # fmt: skip

@@ -32,6 +32,8 @@ class System:
         The cache begins empty, and every expert that is copied takes the place of the least valued one, as in
         the engine. Else it begins with the experts used most in the warm-up, and a copied one must be worth
         more than the one that it replaces.
+    one_budget
+        With ``keeps_copies``: layers take slots from each other, as in the engine.
     copy_price
         What a microsecond of PCIe is worth elsewhere to the scheduler "balanced".
     share_step
@@ -50,6 +52,7 @@ class System:
     allow_fraction: bool = False
     partial_copy: bool = False
     keeps_copies: bool = False
+    one_budget: bool = False
     copy_price: float = 0.0
     share_step: float = 0.0
     attention_on_cpu: bool = False
