@@ -427,10 +427,10 @@ class Engine:
     def time_copies(self, layer: Layer) -> list[tuple[int, float]]:
         ...
 
-    def time_cpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+    def time_cpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float, float]]:
         ...
 
-    def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+    def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float, float]]:
         ...
 
     def warm_start(self, layer: Layer, shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:
