@@ -41,41 +41,48 @@ inline __m512i byte_offsets(const CodedRow& row, int64_t k) {
   return _mm512_sub_epi8(base, _mm512_mask_mov_epi64(first, 0xf0, second));
 }
 
-// To whole 64 bytes.
+// `to` has room for whole 128 bytes, which rows of codes are filled up to.
 template <WeightFormat W>
 inline void nibbles_to_bytes(const CodedRow& row, int64_t k_count, char* to) {
   const __m512i low_halves = _mm512_set1_epi8(15);
-  for (int64_t k = 0; k < k_count; k += 64) {
-    const __m512i pairs =
-        _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row.codes + k / 2)));
-    // (pairs | pairs << 4) & low_halves: the even k in the lower byte
-    const __m512i codes = _mm512_ternarylogic_epi32(pairs, _mm512_slli_epi16(pairs, 4), low_halves, 0xa8);
-    const __m512i bytes = W == WeightFormat::mxfp4 ? _mm512_shuffle_epi8(bytes_of_e2m1(), codes)
-                                                   : _mm512_add_epi8(codes, byte_offsets<W>(row, k));
-    _mm512_storeu_si512(to + k, bytes);
+  const char *from = row.codes, *const end = from + (k_count + 127) / 128 * 64;
+  for (int64_t k = 0; from != end; k += 128)
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < 128; i += 64, from += 32, to += 64) {
+      const __m512i pairs = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+      // (pairs | pairs << 4) & low_halves: the even k in the lower byte
+      const __m512i codes = _mm512_ternarylogic_epi32(pairs, _mm512_slli_epi16(pairs, 4), low_halves, 0xa8);
+      const __m512i bytes = W == WeightFormat::mxfp4 ? _mm512_shuffle_epi8(bytes_of_e2m1(), codes)
+                                                     : _mm512_add_epi8(codes, byte_offsets<W>(row, k + i));
+      _mm512_storeu_si512(to, bytes);
+    }
+}
+
+// Scales of 16 groups in order of K, of which only `present` are read.
+template <WeightFormat W>
+inline Simd::F group_scales(const char* from, __mmask16 present) {
+  if constexpr (info(W).scale == ScaleType::e8m0) {
+    const __m512i exponents = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(present, from));
+    return _mm512_mul_ps(powers_of_two(exponents), _mm512_set1_ps(0.5f));
+  } else {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(present, from));
   }
 }
 
-// For each block of K that of its group; up to 15 more are written.
+// For each block of K the scale of its group; up to 15 more are written.
 template <WeightFormat W, int Block>
 inline void scales_of_blocks(const CodedRow& row, int64_t k_count, float* to) {
   constexpr const FormatInfo& format = info(W);
-  constexpr int64_t blocks = format.group / Block;  // of a group
+  constexpr int64_t blocks = format.group / Block, step = 16 / blocks;  // blocks of a group; groups at a time
   static_assert(blocks == 1 || blocks == 2);
-  const int64_t groups = (k_count + format.group - 1) / format.group;
-  for (int64_t i = 0; i < groups; i += 16 / blocks, to += 16) {
-    const auto present = static_cast<__mmask16>((1u << smaller(16 / blocks, groups - i)) - 1);
-    Simd::F scales;
-    if constexpr (format.scale == ScaleType::e8m0) {
-      const __m128i codes = _mm_maskz_loadu_epi8(present, row.scales + i);
-      scales = _mm512_mul_ps(powers_of_two(_mm512_cvtepu8_epi32(codes)), _mm512_set1_ps(0.5f));
-    } else {
-      scales = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(present, row.scales + 2 * i));
-    }
-    if constexpr (blocks == 2)
-      scales =
-          _mm512_permutexvar_ps(_mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0), scales);
+  const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+  const char* from = row.scales;
+  for (int64_t left = (k_count + format.group - 1) / format.group; left > 0; left -= step, to += 16) {
+    const auto present = static_cast<__mmask16>((1u << smaller(step, left)) - 1);
+    Simd::F scales = group_scales<W>(from, present);
+    if constexpr (blocks == 2) scales = _mm512_permutexvar_ps(twice, scales);
     _mm512_storeu_ps(to, scales);
+    from += step * size_of(format.scale);
   }
 }
 

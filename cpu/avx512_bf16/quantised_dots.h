@@ -1,6 +1,6 @@
 // Quantised weights meet bf16 activations: codes become bf16 exactly, VDPBF16PS multiplies them, and the sums
 // of a group are scaled in fp32. Dots as described in cpu/kernels/f32_dot_inl.h; int8 has its own
-// (cpu/kernels/int8_dot_inl.h).
+// (cpu/kernels/int8_dot_inl.h). Many tokens meet 4-bit codes as int8 (cpu/kernels/staged_int8_dot_inl.h).
 //
 // Row by row, a block is 128 codes:
 //   4 bits   one cache line of 32 words of 4 codes. VPERMW looks up 32 values by the low five bits of words;

@@ -37,9 +37,9 @@ struct StagedInt8Dot : Int8Activations<Block> {
     return scale;
   }
 
-  // Where the scales of a staged row begin, and the next row: an odd number of cache lines away, so that rows
-  // do not share sets of L1.
-  static int64_t scales_at(int64_t k_count) { return (k_count + 63) / 64 * 64; }
+  // Where the scales of a staged row begin, behind whole cache lines of 4-bit codes, and the next row: an odd
+  // number of cache lines away, so that rows do not share sets of L1.
+  static int64_t scales_at(int64_t k_count) { return (k_count + 127) / 128 * 128; }
   static int64_t stride(int64_t k_count) {
     const int64_t scales = (k_count + Block - 1) / Block * 4;
     return (scales_at(k_count) + (scales + 63) / 64 * 64) | 64;
