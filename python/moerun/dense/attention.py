@@ -135,8 +135,8 @@ class Attention:
         past
             How many keys are there.
         mask
-            bool ``[sequences, 1, tokens, at least past + tokens]``, True where a token sees a key; None: each
-            sees those up to its own.
+            ``[sequences, 1, tokens, at least past + tokens]``: bool, True where a token sees a key, or floats
+            that are added to scores; None: each sees those up to its own.
 
         Returns
         -------
@@ -154,7 +154,7 @@ class Attention:
         x_type = tensors.float_type(x, "x")
         rows = tensors.with_contiguous_rows(x.reshape(-1, width))
         out = tensors.empty_like(rows, (sequences, tokens, self.projections[3].outputs))
-        mask_at, mask_strides = place_mask(mask, (sequences, 1, tokens), past + tokens)
+        mask_at, mask_strides, added = place_mask(mask, (sequences, 1, tokens), past + tokens)
         of_keys = tensors.strides(keys)
         batch = _core.AttentionBatch(
             sequences,
@@ -171,6 +171,7 @@ class Attention:
             past,
             mask_at,
             mask_strides,
+            added,
         )
         self.engine._core.attention(self.view, batch)
         return out
@@ -225,16 +226,17 @@ def _describe(array: Any) -> str:
     return f"{tensors.dtype_name(array)} {list(array.shape)} with strides {list(tensors.strides(array))}"
 
 
-def place_mask(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int]]:
-    """Address of a mask, and its elements from sequence to sequence and from token to token."""
+def place_mask(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int], Any]:
+    """Address of a mask, its elements from sequence to sequence and from token to token, type if added."""
     if mask is None:
-        return 0, (0, 0)
+        return 0, (0, 0), None
     strides = tensors.strides(mask)
     if tuple(mask.shape[:3]) != shape or mask.shape[3] < keys or strides[3] != 1:
         raise ValueError(
             f"mask must be {[*shape, keys]} with contiguous rows, "
             f"got {list(mask.shape)} with strides {strides}"
         )
-    if tensors.dtype_name(mask) != "bool":
-        raise ValueError(f"mask must be bool, got {tensors.dtype_name(mask)}")
-    return tensors.address(mask), (strides[0], strides[2])
+    added = (
+        None if tensors.dtype_name(mask) == "bool" else tensors.float_type(mask, "a mask that is not bool")
+    )
+    return tensors.address(mask), (strides[0], strides[2]), added

@@ -174,7 +174,7 @@ class Decoder:
         rows = tensors.with_contiguous_rows(x.reshape(-1, self.hidden))
         self.layers[0].attention.check_rotation(cos, sin, sequences * tokens)
         out = tensors.empty_like(rows, (sequences, kept, self.outputs))
-        mask_at, mask_strides = place_mask(mask, (sequences, 1, tokens), past + tokens)
+        mask_at, mask_strides, added = place_mask(mask, (sequences, 1, tokens), past + tokens)
         self.engine._core.decode(
             self._stack,
             sequences,
@@ -189,6 +189,7 @@ class Decoder:
             past,
             mask_at,
             mask_strides,
+            added,
         )
         return out
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.dense import Decoder, DecoderLayer
-from moerun.hf.attention_step import attention_of, make_room, rotation_rows
+from moerun.hf.attention_step import attention_of, make_room
 from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
 from moerun.hf.experts import layer_of
 from moerun.hf.held import Held
@@ -56,7 +56,7 @@ class EngineDecoderLayer(torch.nn.Module):
             )
         sequences, tokens = hidden_states.shape[:2]
         past = layer.keys.shape[2]
-        cos, sin = rotation_rows(position_embeddings, sequences)
+        cos, sin = modules["self_attn"].rotation(position_embeddings, sequences)
         decoder = self.moerun_decoder.value
         caches = decoder.caches([make_room(layer, tokens)])
         return decoder.forward(hidden_states, cos, sin, caches, past, attention_mask)

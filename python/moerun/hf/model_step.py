@@ -8,7 +8,7 @@ dimensions, hidden states that are asked for, gradients, torch.compile.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from transformers.cache_utils import DynamicCache
@@ -36,6 +36,19 @@ _CACHES = "moerun_caches"  # attribute of a cache
 _OUTPUTS = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
+class Call(NamedTuple):
+    """What a step is called with: tokens int64 [S, T] behind a cache; how many of the last logits are wanted.
+
+    mask: [S, past + T], not 0 where there is a token; positions: int64 [S or 1, T].
+    """
+
+    tokens: torch.Tensor
+    cache: Any
+    mask: torch.Tensor | None
+    positions: torch.Tensor | None
+    kept: int
+
+
 class ModelStep:
     """What the engine knows of a model."""
 
@@ -44,38 +57,63 @@ class ModelStep:
         self.output = output
         self.embedding = model.model.embed_tokens
         self.rotation = RotationTable(model.model.rotary_emb, self.embedding.weight.dtype)
-        self.unchanged = Unchanged(model)
+        self._config = model.config
+        self._unchanged = Unchanged(model)
 
-    def __call__(
-        self,
-        tokens: torch.Tensor,
-        cache: Any,
-        mask: torch.Tensor | None,
-        positions: torch.Tensor | None,
-        kept: int,
-    ) -> torch.Tensor:
-        """Logits [S, kept, V] of the last tokens of int64 [S, T].
+    def takes(self, call: Call) -> bool:
+        """Whether it can do for a call what the model's modules would."""
+        tokens, cache, mask, positions, kept = call
+        if tokens.ndim != 2 or tokens.dtype is not torch.int64 or tokens.device.type != "cpu":
+            return False
+        sequences, count = tokens.shape
+        if not sequences or not 1 <= count <= MOST_TOKENS or not 1 <= kept <= count:
+            return False
+        past, window = self._past(cache, sequences), getattr(self._config, "sliding_window", None)
+        if past is None or (window is not None and past + count > window):  # some keys are not to be seen
+            return False
+        if mask is not None and tuple(mask.shape) != (sequences, past + count):
+            return False
+        if positions is not None and (
+            positions.dtype is not torch.int64
+            or tuple(positions.shape) not in ((1, count), (sequences, count))
+        ):
+            return False
+        return self._unchanged.holds()
 
-        mask: [S, past + T], not 0 where there is a token; positions: int64 [S or 1, T].
-        """
+    def __call__(self, call: Call) -> torch.Tensor:
+        """Logits [S, kept, V] of a call that it takes."""
+        tokens, cache, mask, positions, kept = call
         sequences, count = tokens.shape
         past = cache.layers[0].keys.shape[2]
         if positions is None:
             positions = torch.arange(past, past + count)[None]
         cos, sin = self.rotation.rows(positions.expand(sequences, -1).reshape(-1))
-        x = self.embedding(tokens)
-        pairs = [make_room(layer, count) for layer in cache.layers]
-        caches = self._caches(cache, pairs)
+        caches = self._longer(cache, count)
         seen = None if mask is None or bool(mask.all()) else _keys_seen(mask, past, count)
-        return self.decoder.forward(x, cos, sin, caches, past, seen, kept)
+        return self.decoder.forward(self.embedding(tokens), cos, sin, caches, past, seen, kept)
 
-    def _caches(self, cache: Any, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> Caches:
-        """The same as the last time while no layer has got new memory."""
-        caches: Caches | None = cache.__dict__.get(_CACHES)
-        if caches is None or len(caches.pairs) != len(pairs) or any(map(_differ, caches.pairs, pairs)):
-            caches = self.decoder.caches(pairs)
-            setattr(cache, _CACHES, caches)
-        return caches
+    def _past(self, cache: Any, sequences: int) -> int | None:
+        """How many keys of so many sequences each layer of a cache holds, if one number says it of all."""
+        if type(cache) is not DynamicCache or len(cache.layers) != len(self.decoder.layers):
+            return None
+        dtype, past = self.embedding.weight.dtype, None
+        layer: Any
+        for layer in cache.layers:
+            if not is_plain(layer) or layer.keys.dtype is not dtype or layer.keys.shape[0] != sequences:
+                return None
+            if past not in (None, layer.keys.shape[2]):
+                return None
+            past = layer.keys.shape[2]
+        return past
+
+    def _longer(self, cache: Any, tokens: int) -> Caches:
+        """All layers' keys and values with room for so many more."""
+        pairs = [make_room(layer, tokens) for layer in cache.layers]
+        known: Caches | None = cache.__dict__.get(_CACHES)
+        if known is None or len(known.pairs) != len(pairs) or any(map(_differ, known.pairs, pairs)):
+            known = self.decoder.caches(pairs)
+            setattr(cache, _CACHES, known)
+        return known
 
 
 def _differ(a: tuple[torch.Tensor, torch.Tensor], b: tuple[torch.Tensor, torch.Tensor]) -> bool:
@@ -96,87 +134,47 @@ class EngineCausalLM(torch.nn.Module):
     model: Any
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        if args or torch.compiler.is_compiling() or not self._is_step(**options):
+        call = None if args or torch.compiler.is_compiling() else _call_of(**options)
+        step = self.moerun_step.value
+        if call is None or not self._is_plain(step) or not step.takes(call):
             return super().__call__(*args, **options)
-        step = self.moerun_step.value
-        kept = options.get("logits_to_keep") or options["input_ids"].shape[1]
-        cache = options["past_key_values"]
-        mask, positions = options.get("attention_mask"), options.get("position_ids")
-        logits = step(options["input_ids"], cache, mask, positions, kept)
-        return step.output(logits=logits, past_key_values=cache)
+        return step.output(logits=step(call), past_key_values=call.cache)
 
-    def _is_step(
-        self,
-        input_ids: torch.Tensor | None = None,
-        past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        return_dict: bool | None = None,
-        logits_to_keep: Any = 0,
-        **others: Any,
-    ) -> bool:
-        """Whether a call with these options is a step that the engine can do alone."""
-        if input_ids is None or input_ids.ndim != 2 or not 1 <= input_ids.shape[1] <= MOST_TOKENS:
-            return False
-        if input_ids.dtype is not torch.int64 or input_ids.device.type != "cpu" or not len(input_ids):
-            return False
-        if (
-            use_cache is False
-            or return_dict is False
-            or any(v is not None and v is not False for v in others.values())
-        ):
-            return False
-        if type(logits_to_keep) is not int or not 0 <= logits_to_keep <= input_ids.shape[1]:
-            return False
-        if self.training or torch.is_grad_enabled():
-            return False
+    def _is_plain(self, step: ModelStep) -> bool:
+        """Whether nobody wants more of this very model than logits."""
         config = self.config
-        if config._attn_implementation != "sdpa" or not config.return_dict:
-            return False
-        if any(getattr(config, name, False) for name in _OUTPUTS):
-            return False
-        step = self.moerun_step.value
-        if "forward" in self.__dict__ or step.embedding is not self.model.embed_tokens:  # watched, or a copy
-            return False
         return (
-            _fits(
-                past_key_values,
-                len(step.decoder.layers),
-                input_ids,
-                attention_mask,
-                step.embedding.weight.dtype,
-            )
-            and (position_ids is None or _are_positions(position_ids, input_ids))
-            and step.unchanged.holds()
+            not self.training
+            and not torch.is_grad_enabled()
+            and step.embedding is self.model.embed_tokens  # or it is a copy
+            and "forward" not in self.__dict__
+            and config._attn_implementation == "sdpa"
+            and config.return_dict
+            and not any(getattr(config, name, False) for name in _OUTPUTS)
         )
 
 
-def _are_positions(positions: torch.Tensor, tokens: torch.Tensor) -> bool:
-    return (
-        positions.ndim == 2
-        and positions.dtype is torch.int64
-        and positions.shape[1] == tokens.shape[1]
-        and positions.shape[0] in (1, tokens.shape[0])
-    )
-
-
-def _fits(
-    cache: Any, layers: int, tokens: torch.Tensor, mask: torch.Tensor | None, dtype: torch.dtype
-) -> bool:
-    """Whether a cache holds a prompt in all layers, and the mask is of all of its columns and the tokens."""
-    if type(cache) is not DynamicCache or len(cache.layers) != layers:
-        return False
-    past = -1
-    layer: Any
-    for layer in cache.layers:
-        if not is_plain(layer) or layer.keys.dtype is not dtype or layer.keys.shape[0] != len(tokens):
-            return False
-        columns = layer.keys.shape[2]
-        if past not in (-1, columns):
-            return False
-        past = columns
-    return mask is None or tuple(mask.shape) == (len(tokens), past + tokens.shape[1])
+def _call_of(
+    input_ids: torch.Tensor | None = None,
+    past_key_values: Any = None,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    use_cache: bool | None = None,
+    return_dict: bool | None = None,
+    logits_to_keep: Any = 0,
+    **others: Any,
+) -> Call | None:
+    """What a model is called with, if it may be a step: other options of forward must say no."""
+    if input_ids is None or past_key_values is None or type(logits_to_keep) is not int:
+        return None
+    if (
+        use_cache is False
+        or return_dict is False
+        or any(v is not None and v is not False for v in others.values())
+    ):
+        return None
+    kept = logits_to_keep or input_ids.shape[-1]
+    return Call(input_ids, past_key_values, attention_mask, position_ids, kept)
 
 
 def attach_model_step(model: PreTrainedModel) -> bool:
