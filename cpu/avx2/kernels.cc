@@ -15,7 +15,7 @@ constexpr KernelTable make_table() {
       .isa = "avx2",
       .f32_activations = {},
       .bf16_activations = {},
-      .dense = {attend, rms_norm},
+      .dense = {attend, rms_norm, sum_rows},
       .convert = convert,
       .quantise = avx2_quantise,
       .limits = {.read = read_memory, .dot = {dot_peak<F32Dot<DType::f32>>}},

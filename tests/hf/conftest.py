@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from moerun.dense import Attention
+from moerun.dense import CachedAttention
 from random_checkpoints import save_random_checkpoint
 
 
@@ -39,11 +39,11 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes [sequences, tokens] of all calls of the engine's attention, alone or in a decoder layer."""
     seen: list[tuple[int, ...]] = []
-    real = Attention.batch
+    real = CachedAttention.batch
 
-    def spy(self: Attention, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+    def spy(self: CachedAttention, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
         seen.append(tuple(x.shape[:2]))
         return real(self, x, *rest, **more)
 
-    monkeypatch.setattr(Attention, "batch", spy)
+    monkeypatch.setattr(CachedAttention, "batch", spy)
     return seen
