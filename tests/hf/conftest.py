@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from moerun.dense import CachedAttention
+from moerun.dense import CachedAttention, Decoder
 from random_checkpoints import save_random_checkpoint
 
 
@@ -37,13 +37,18 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes [sequences, tokens] of all calls of the engine's attention, alone or in a decoder layer."""
+    """Shapes [sequences, tokens] that each layer's attention has run in the engine, alone or in a decoder."""
     seen: list[tuple[int, ...]] = []
-    real = CachedAttention.batch
+    alone, together = CachedAttention.forward, Decoder.forward
 
-    def spy(self: CachedAttention, x: torch.Tensor, *rest: Any, **more: Any) -> Any:
+    def spy_alone(self: CachedAttention, x: torch.Tensor, *rest: Any) -> Any:
         seen.append(tuple(x.shape[:2]))
-        return real(self, x, *rest, **more)
+        return alone(self, x, *rest)
 
-    monkeypatch.setattr(CachedAttention, "batch", spy)
+    def spy_together(self: Decoder, x: torch.Tensor, *rest: Any) -> Any:
+        seen.extend([tuple(x.shape[:2])] * len(self.layers))
+        return together(self, x, *rest)
+
+    monkeypatch.setattr(CachedAttention, "forward", spy_alone)
+    monkeypatch.setattr(Decoder, "forward", spy_together)
     return seen

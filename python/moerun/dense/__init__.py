@@ -2,7 +2,7 @@
 
 from moerun.dense.attention import Attention, HeadNorm
 from moerun.dense.cached_attention import CachedAttention
-from moerun.dense.decoder import DecoderLayer
+from moerun.dense.decoder import Caches, Decoder, DecoderLayer
 from moerun.dense.latent_attention import LatentAttention, LatentProjections
 from moerun.dense.linear import Linear
 from moerun.dense.norm import RmsNorm
@@ -11,6 +11,8 @@ from moerun.dense.router import Router
 __all__ = [
     "Attention",
     "CachedAttention",
+    "Caches",
+    "Decoder",
     "DecoderLayer",
     "HeadNorm",
     "LatentAttention",

@@ -73,25 +73,12 @@ class CachedAttention:
         RuntimeError
             The engine is closed.
         """
-        batch, out, rows = self.batch(x, cos, sin, keys, values, past, mask)
-        self.engine._core.attention(self.view, batch)
-        del rows
-        return out
-
-    def batch(
-        self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int, mask: Any
-    ) -> tuple[_core.AttentionBatch, Any, Any]:
-        """forward's arguments as the core takes them, where it will write what forward returns, and x's rows.
-
-        The batch holds addresses only: who calls keeps all of it until the core is done. Raises as forward
-        does.
-        """
         self._check(x, cos, sin, keys, values, past)
         sequences, tokens, width = x.shape
         x_type = tensors.float_type(x, "x")
         rows = tensors.with_contiguous_rows(x.reshape(-1, width))
         out = tensors.empty_like(rows, (sequences, tokens, self.projections[-1].outputs))
-        mask_at, mask_strides, added = _place(mask, (sequences, 1, tokens), past + tokens)
+        mask_at, mask_strides, added = place_mask(mask, (sequences, 1, tokens), past + tokens)
         of_keys = tensors.strides(keys)
         batch = _core.AttentionBatch(
             sequences,
@@ -110,7 +97,8 @@ class CachedAttention:
             mask_strides,
             added,
         )
-        return batch, out, rows
+        self.engine._core.attention(self.view, batch)
+        return out
 
     def _check(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int) -> None:
         """Raises ValueError for what would read or write outside of the arrays."""
@@ -119,9 +107,16 @@ class CachedAttention:
                 f"x must be [sequences, tokens, {self.projections[0].inputs}], got {list(x.shape)}"
             )
         sequences, tokens = x.shape[:2]
+        self.check_rotation(cos, sin, sequences * tokens)
+        if past < 0:
+            raise ValueError(f"past must not be negative, got {past}")
+        self.check_cache(sequences, past + tokens, keys, values)
+
+    def check_rotation(self, cos: Any, sin: Any, rows: int) -> None:
+        """Raises ValueError if they are not what forward wants for so many tokens."""
         rotated = cos.shape[-1]
         if (
-            tuple(cos.shape) != (sequences * tokens, rotated)
+            tuple(cos.shape) != (rows, rotated)
             or cos.shape != sin.shape
             or rotated % 2
             or not self.cached.least_rotated <= rotated <= self.cached.most_rotated
@@ -129,15 +124,16 @@ class CachedAttention:
             or not (tensors.is_contiguous(cos) and tensors.is_contiguous(sin))
         ):
             raise ValueError(
-                f"cos and sin must be float32 [{sequences * tokens}, {self.cached.widths_of_rotation}] and "
+                f"cos and sin must be float32 [{rows}, {self.cached.widths_of_rotation}] and "
                 f"contiguous, got {_describe(cos)} and {_describe(sin)}"
             )
-        if past < 0:
-            raise ValueError(f"past must not be negative, got {past}")
-        if not self._is_cache(keys, values, (sequences, past + tokens)):
+
+    def check_cache(self, sequences: int, room: int, keys: Any, values: Any) -> None:
+        """Raises ValueError if keys and values are not what forward wants, with room for so many."""
+        if not self._is_cache(keys, values, (sequences, room)):
             heads, key_width, value_width = self.cached[:3]
             raise ValueError(
-                f"keys and values must be [{sequences}, {heads}, at least {past + tokens}, {key_width}] and "
+                f"keys and values must be [{sequences}, {heads}, at least {room}, {key_width}] and "
                 f"[..., {value_width}] of one float type with contiguous heads and as much room, got "
                 f"{_describe(keys)} and {_describe(values)}"
             )
@@ -164,7 +160,7 @@ def _describe(array: Any) -> str:
     return f"{tensors.dtype_name(array)} {list(array.shape)} with strides {list(tensors.strides(array))}"
 
 
-def _place(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int], Any]:
+def place_mask(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int], Any]:
     """Address of a mask, its elements from sequence to sequence and from token to token, type if added."""
     if mask is None:
         return 0, (0, 0), None

@@ -73,7 +73,7 @@ class EngineAttention(torch.nn.Module):
         if self.training or type(cache) is not DynamicCache or len(cache.layers) <= self.layer_idx:
             return None
         layer: Any = cache.layers[self.layer_idx]
-        if not _is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
+        if not is_plain(layer) or layer.keys.dtype is not x.dtype or layer.keys.shape[0] != x.shape[0]:
             return None
         keys = layer.keys.shape[2] + x.shape[1]
         if not _usable(mask, (x.shape[0], 1, x.shape[1], keys), implementation) or not self.has_its_sinks():
@@ -97,7 +97,7 @@ class EngineAttention(torch.nn.Module):
         return rotation_rows(embeddings, sequences, self.moerun_family.one_angle)
 
 
-def _is_plain(layer: Any) -> bool:
+def is_plain(layer: Any) -> bool:
     """Whether a layer of a cache keeps all keys and values that any token to come may see, and no more."""
     if layer.keys is None or layer.keys.ndim != 4:
         return False
