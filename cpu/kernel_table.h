@@ -95,12 +95,14 @@ struct LinearArgs {
 };
 
 // Attention of the query heads that share a head of keys and values, over keys [0, count):
-//   s[r][t] = queries[r] . keys[t] + bias[r / rows_per_bias][t]
+//   s[r][t] = queries[r] . (keys[t], more_keys[t]) + bias[r / rows_per_bias][t]
 //   most[r] = max_t s[r][t]     total[r] = sum_t exp(s[r][t] - most[r])
 //   out[r]  = sum_t exp(s[r][t] - most[r]) values[t]
 // so that parts of a long sequence can be joined, and divided by their total, later.
 struct AttendArgs {
-  const float* queries;  // [rows, query_stride], scaled; zero in [head_dim, query_stride)
+  // [rows, query_stride], scaled: head_dim elements, zeros up to a multiple of kMostLanes, then likewise
+  // those that meet more_keys
+  const float* queries;
   int64_t rows, head_dim;
   int64_t query_stride;  // a multiple of kMostLanes
   const void* keys;      // [count, head_dim] of `type`
@@ -110,12 +112,26 @@ struct AttendArgs {
   int64_t count;                     // at least 1
   const float* bias;                 // [rows / rows_per_bias, bias_stride], finite; or null
   int64_t rows_per_bias, bias_stride;
-  float* out;      // [rows, head_dim]
-  float* most;     // [rows]
-  float* total;    // [rows]
-  float* scratch;  // [rows, kAttendKeys]
+  float* out;                       // [rows, head_dim]
+  float* most;                      // [rows]
+  float* total;                     // [rows]
+  float* scratch;                   // [rows, kAttendKeys], and [kAttendRest] more with more_keys
+  const void* more_keys = nullptr;  // [count, more_dim] of `type`: the rest of every key, or null
+  int64_t more_dim = 0, more_stride = 0;
 };
 constexpr int64_t kAttendKeys = 256;  // that are worked on at a time: their values stay in L2
+constexpr int64_t kAttendRest = 4 * kAttendKeys;
+
+// out[r] = sum_t weights[r][t] matrix[t]
+struct SumRowsArgs {
+  const float* weights;  // [rows, weight_stride]
+  int64_t weight_stride, rows;
+  const void* matrix;  // [count, width] of `type`
+  DType type;
+  int64_t matrix_stride, count, width;
+  float* out;  // [rows, out_stride]
+  int64_t out_stride;
+};
 
 // Attention of many queries of the heads that share a head of keys and values. Row r of a block is the query
 // of token r / group and head r % group:
@@ -162,6 +178,7 @@ struct DenseKernels {
   void (*attend)(const AttendArgs&) = nullptr;
   void (*rms_norm)(const NormArgs&) = nullptr;
   void (*attend_prompt)(const PromptArgs&) = nullptr;
+  void (*sum_rows)(const SumRowsArgs&) = nullptr;
 };
 
 // What the multiply-adds of a kernel multiply: the rate at which a machine can do them differs.

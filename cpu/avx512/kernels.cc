@@ -16,7 +16,7 @@ constexpr KernelTable make_table() {
       .isa = "avx512",
       .f32_activations = {},
       .bf16_activations = {},
-      .dense = {attend, rms_norm, attend_prompt},
+      .dense = {attend, rms_norm, attend_prompt, sum_rows},
       .convert = convert,
       .quantise = avx512_quantise,
       .limits = {.read = read_memory, .dot = {dot_peak<F32Dot<DType::f32>>}},

@@ -89,11 +89,14 @@ void linear(const LinearArgs& a) {
 }
 
 void attend(const AttendArgs& a) {
+  const int64_t more = (a.head_dim + kMostLanes - 1) / kMostLanes * kMostLanes;
   for (int64_t r = 0; r < a.rows; ++r) {
+    const float* query = a.queries + r * a.query_stride;
     const auto score = [&](int64_t t) {
       float s = 0.0f;
-      for (int64_t d = 0; d < a.head_dim; ++d)
-        s += a.queries[r * a.query_stride + d] * load(a.keys, a.type, t * a.key_stride + d);
+      for (int64_t d = 0; d < a.head_dim; ++d) s += query[d] * load(a.keys, a.type, t * a.key_stride + d);
+      for (int64_t d = 0; d < a.more_dim; ++d)
+        s += query[more + d] * load(a.more_keys, a.type, t * a.more_stride + d);
       return a.bias ? s + a.bias[r / a.rows_per_bias * a.bias_stride + t] : s;
     };
     float* out = a.out + r * a.head_dim;
@@ -139,6 +142,16 @@ void attend_prompt(const PromptArgs& a) {
   }
 }
 
+void sum_rows(const SumRowsArgs& a) {
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t d = 0; d < a.width; ++d) {
+      float sum = 0.0f;
+      for (int64_t t = 0; t < a.count; ++t)
+        sum += a.weights[r * a.weight_stride + t] * load(a.matrix, a.type, t * a.matrix_stride + d);
+      a.out[r * a.out_stride + d] = sum;
+    }
+}
+
 void rms_norm(const NormArgs& a) {
   float squares = 0.0f;
   for (int64_t i = 0; i < a.width; ++i) squares += load(a.x, a.x_type, i) * load(a.x, a.x_type, i);
@@ -178,7 +191,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .isa = "ref",
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
       .bf16_activations = {},
-      .dense = {attend, rms_norm, attend_prompt},
+      .dense = {attend, rms_norm, attend_prompt, sum_rows},
       .convert = convert,
       .quantise = ref_quantise,
       .limits = {.read = read, .dot = {dot_peak}},

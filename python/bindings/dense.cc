@@ -85,6 +85,31 @@ cpu::AttentionView make_attention(const cpu::LinearView& query, const cpu::Linea
           .sinks = at<float>(sinks)};
 }
 
+cpu::AttentionView make_latent_attention(const cpu::LinearView& query,
+                                         const std::optional<cpu::LinearView>& query_up,
+                                         const cpu::LinearView& latent, const cpu::LinearView& expand,
+                                         const cpu::LinearView& attention_output, int64_t heads,
+                                         int64_t head_dim, int64_t rank, int64_t rotated, int64_t value_dim,
+                                         cpu::Pairs pairs, float scale, uintptr_t query_norm,
+                                         uintptr_t latent_norm, float epsilon) {
+  return {.query = query,
+          .key = latent,
+          .output = attention_output,
+          .heads = heads,
+          .kv_heads = 1,
+          .head_dim = head_dim,
+          .scale = scale,
+          .query_norm = at<float>(query_norm),
+          .key_norm = at<float>(latent_norm),
+          .epsilon = epsilon,
+          .latent = {.rank = rank,
+                     .rotated = rotated,
+                     .value_dim = value_dim,
+                     .pairs = pairs,
+                     .query_up = query_up.value_or(cpu::LinearView{}),
+                     .expand = expand}};
+}
+
 // added: the type of a mask whose elements are added to scores
 cpu::KeyMask key_mask(uintptr_t mask, const Strides& strides, std::optional<DType> added) {
   return {.data = at<void>(mask),
@@ -260,10 +285,18 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .value("none", cpu::HeadNorm::none)
       .value("head", cpu::HeadNorm::head)
       .value("row", cpu::HeadNorm::row);
+  py::enum_<cpu::Pairs>(m, "Pairs")
+      .value("halves", cpu::Pairs::halves)
+      .value("neighbours", cpu::Pairs::neighbours)
+      .value("neighbours_to_halves", cpu::Pairs::neighbours_to_halves);
   py::class_<cpu::AttentionView>(m, "AttentionView")
       .def(py::init(&make_attention), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"), py::arg("norm"),
-           py::arg("query_norm"), py::arg("key_norm"), py::arg("epsilon"), py::arg("clip"), py::arg("sinks"));
+           py::arg("query_norm"), py::arg("key_norm"), py::arg("epsilon"), py::arg("clip"), py::arg("sinks"))
+      .def(py::init(&make_latent_attention), py::arg("query"), py::arg("query_up"), py::arg("latent"),
+           py::arg("expand"), py::arg("output"), py::arg("heads"), py::arg("head_dim"), py::arg("rank"),
+           py::arg("rotated"), py::arg("value_dim"), py::arg("pairs"), py::arg("scale"),
+           py::arg("query_norm"), py::arg("latent_norm"), py::arg("epsilon"));
   py::class_<cpu::AttentionBatch>(m, "AttentionBatch")
       .def(py::init(&attention_batch), py::arg("sequences"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"), py::arg("values"),

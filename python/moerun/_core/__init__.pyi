@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'Pairs', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -548,9 +548,77 @@ class HeadNorm:
     def value(self) -> int:
         ...
 
+class Pairs:
+    """
+    Members:
+    
+      halves
+    
+      neighbours
+    
+      neighbours_to_halves
+    """
+    __members__: typing.ClassVar[dict[str, Pairs]]
+    halves: typing.ClassVar[Pairs]
+    neighbours: typing.ClassVar[Pairs]
+    neighbours_to_halves: typing.ClassVar[Pairs]
+
+    @typing.overload
+    def __eq__(self, other: Pairs) -> bool:
+        ...
+
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+
+    def __getstate__(self) -> int:
+        ...
+
+    def __hash__(self) -> int:
+        ...
+
+    def __index__(self) -> int:
+        ...
+
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __int__(self) -> int:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: Pairs) -> bool:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def value(self) -> int:
+        ...
+
 class AttentionView:
 
+    @typing.overload
     def __init__(self, query: LinearView, key: LinearView, value: LinearView, output: LinearView, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, norm: HeadNorm, query_norm: typing.SupportsInt | typing.SupportsIndex, key_norm: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex, clip: typing.SupportsFloat | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    @typing.overload
+    def __init__(self, query: LinearView, query_up: LinearView | None, latent: LinearView, expand: LinearView, output: LinearView, heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, value_dim: typing.SupportsInt | typing.SupportsIndex, pairs: Pairs, scale: typing.SupportsFloat | typing.SupportsIndex, query_norm: typing.SupportsInt | typing.SupportsIndex, latent_norm: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
 
 class AttentionBatch:
