@@ -11,7 +11,8 @@
 namespace moerun::cpu {
 namespace {
 
-// Added to the score of a key that is not seen. Finite: a query that sees no key (padding) gives some mean.
+// Added to the score of a key that is not seen, and the least that a mask may add. Finite: a query that sees
+// no key (padding) gives some mean.
 constexpr float kUnseen = std::numeric_limits<float>::lowest() / 4;
 
 // A head's keys are split among threads where heads are fewer, but into no shorter parts (heuristic: about
@@ -108,14 +109,21 @@ struct AttentionForward::Step {
   // What is added to the scores of keys [first, last), by token; null if every token sees all of them.
   const float* bias(int64_t sequence, int64_t first, int64_t last, float* to) const noexcept {
     const KeyMask& mask = batch.mask;
+    const int64_t count = last - first;
     if (!mask.data && batch.tokens == 1) return nullptr;
-    for (int64_t t = 0; t < batch.tokens; ++t)
-      for (int64_t k = first; k < last; ++k) {
-        const bool seen = mask.data
-                              ? mask.data[sequence * mask.sequence_stride + t * mask.token_stride + k] != 0
-                              : k <= batch.cache.past + t;
-        to[t * (last - first) + k - first] = seen ? 0.0f : kUnseen;
+    for (int64_t t = 0; t < batch.tokens; ++t) {
+      const int64_t at = sequence * mask.sequence_stride + t * mask.token_stride + first;
+      float* row = to + t * count;
+      if (!mask.data) {
+        for (int64_t k = 0; k < count; ++k) row[k] = first + k <= batch.cache.past + t ? 0.0f : kUnseen;
+      } else if (mask.kind == MaskKind::seen) {
+        const auto* seen = static_cast<const uint8_t*>(mask.data) + at;
+        for (int64_t k = 0; k < count; ++k) row[k] = seen[k] ? 0.0f : kUnseen;
+      } else {
+        kernels.convert(offset(mask.data, at, mask.type), mask.type, row, DType::f32, count);
+        for (int64_t k = 0; k < count; ++k) row[k] = std::max(row[k], kUnseen);
       }
+    }
     return to;
   }
 

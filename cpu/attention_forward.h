@@ -46,11 +46,16 @@ struct KeyValues {
   int64_t past = 0;
 };
 
-// Which of past + tokens keys a query sees: mask[s * sequence_stride + t * token_stride + key] != 0. Without
-// one, those up to its own.
+// What a mask says of a key: a byte, whether a query sees it, or a number that is added to its score.
+enum class MaskKind : uint8_t { seen, added };
+
+// Of past + tokens keys: mask[s * sequence_stride + t * token_stride + key]. Without one, a query sees those
+// up to its own.
 struct KeyMask {
-  const uint8_t* data = nullptr;
-  int64_t sequence_stride = 0, token_stride = 0;
+  const void* data = nullptr;
+  int64_t sequence_stride = 0, token_stride = 0;  // elements
+  MaskKind kind = MaskKind::seen;
+  DType type = DType::f32;  // of what is added
 };
 
 // x and out [sequences * tokens, hidden], rows contiguous. They may not overlap.

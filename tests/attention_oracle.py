@@ -8,6 +8,7 @@ The bounds are those of oracle.py, from the projections on. In order, u being fp
   Terms of second order are allowed for by 1 %.
 * A rotation is two products and a sum; the scale one more product.
 * What is in the cache is taken from there, since it was checked by itself: keys and values have no error.
+* Adding a mask to a score rounds once.
 * If all scores of a query are off by at most d, its weights, which add up to one, are off by a factor within
   exp(+-2 d). To d belong: the queries' errors times the keys, the sum's roundings, u |s - max| of the
   difference that exp gets, exp itself (2 ulp), and as much for every block of keys whose sums were brought to
@@ -87,7 +88,7 @@ class Module:
 @dataclass(frozen=True)
 class Batch:
     """x [S, T, H]; cos, sin [S * T, rotated]; keys, values [S, kv_heads, room, dim], of which `past` are
-    there; mask bool [S, 1, T, at least past + T] or None."""
+    there; mask bool, or floats that are added to scores, [S, 1, T, at least past + T], or None."""
 
     x: torch.Tensor
     cos: torch.Tensor
@@ -120,10 +121,18 @@ class Batch:
         """Which keys each token sees: bool [S, T, past + T]."""
         sequences, tokens = self.x.shape[:2]
         if self.mask is not None:
-            return self.mask[:, 0, :, : self.past + tokens]
+            mask = self.mask[:, 0, :, : self.past + tokens]
+            return mask if mask.dtype is torch.bool else mask > torch.finfo(mask.dtype).min
         return (torch.arange(self.past + tokens) <= self.past + torch.arange(tokens)[:, None]).expand(
             sequences, -1, -1
         )
+
+    def added(self) -> torch.Tensor | None:
+        """What is added to scores, where it is not the least number: [S, T, past + T]."""
+        if self.mask is None or self.mask.dtype is torch.bool:
+            return None
+        mask = self.mask[:, 0, :, : self.past + self.x.shape[1]].double()
+        return mask.masked_fill(~self.seen(), 0.0)
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Near:
@@ -199,6 +208,10 @@ def check_output(m: Module, b: Batch, got: torch.Tensor, attended_in_bf16: bool)
     scores = q @ k.transpose(2, 3)  # [S, heads, T, count]
     off = q_bound @ k.abs().transpose(2, 3)
     off = off + of_sums(m.head_dim, q.abs() @ k.abs().transpose(2, 3) + off).bound
+    added = b.added()
+    if added is not None:
+        scores = scores + added[:, None]
+        off = off + U * scores.abs()
     seen = b.seen()[:, None]
     scores, off = scores.masked_fill(~seen, -torch.inf), off.masked_fill(~seen, 0.0)
     if m.sinks is not None:

@@ -40,7 +40,7 @@ def cached_share(model: ModelShape, profile: Profile, gpu_gb: float) -> float:
 
 def fallback_share(passes: Sequence[Pass] | None) -> float:
     """Of the tokens that are measured, those that fall back."""
-    measured = [p.known for p in passes or () if p.step >= WARMUP]
+    measured = [p.known > 0 for p in passes or () if p.step >= WARMUP]
     return sum(measured) / max(len(measured) - sum(measured), 1)
 
 

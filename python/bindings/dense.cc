@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -81,10 +83,20 @@ cpu::AttentionView make_attention(const cpu::LinearView& query, const cpu::Linea
           .sinks = at<float>(sinks)};
 }
 
+// added: the type of a mask whose elements are added to scores
+cpu::KeyMask key_mask(uintptr_t mask, const Strides& strides, std::optional<DType> added) {
+  return {.data = at<void>(mask),
+          .sequence_stride = strides.first,
+          .token_stride = strides.second,
+          .kind = added ? cpu::MaskKind::added : cpu::MaskKind::seen,
+          .type = added.value_or(DType::f32)};
+}
+
 cpu::AttentionBatch attention_batch(int64_t sequences, int64_t tokens, const Rows& x, const Rows& out,
                                     uintptr_t cos, uintptr_t sin, int64_t rotated, uintptr_t keys,
                                     uintptr_t values, DType cache_type, const Strides& cache_strides,
-                                    int64_t past, uintptr_t mask, const Strides& mask_strides) {
+                                    int64_t past, uintptr_t mask, const Strides& mask_strides,
+                                    std::optional<DType> added) {
   return {.sequences = sequences,
           .tokens = tokens,
           .x = at<void>(std::get<0>(x)),
@@ -98,7 +110,7 @@ cpu::AttentionBatch attention_batch(int64_t sequences, int64_t tokens, const Row
                     .sequence_stride = cache_strides.first,
                     .head_stride = cache_strides.second,
                     .past = past},
-          .mask = {at<uint8_t>(mask), mask_strides.first, mask_strides.second}};
+          .mask = key_mask(mask, mask_strides, added)};
 }
 
 cpu::DecoderView make_decoder(uintptr_t attention_norm, float attention_epsilon,
@@ -109,6 +121,48 @@ cpu::DecoderView make_decoder(uintptr_t attention_norm, float attention_epsilon,
           .attention = attention,
           .expert_norm = {at<float>(expert_norm), hidden, expert_epsilon},
           .router = router};
+}
+
+// norm: (weight, epsilon)
+std::shared_ptr<DecoderStack> make_stack(std::vector<std::shared_ptr<Layer>> experts,
+                                         std::vector<cpu::DecoderView> layers,
+                                         const std::optional<std::pair<uintptr_t, float>>& norm,
+                                         const std::optional<cpu::LinearView>& head) {
+  cpu::ModelView model{.layers = std::move(layers)};
+  if (norm && !model.layers.empty())
+    model.norm = {at<float>(norm->first), model.layers[0].attention_norm.width, norm->second};
+  if (head) model.head = *head;
+  return std::make_shared<DecoderStack>(std::move(experts), std::move(model));
+}
+
+cpu::KeyValues make_key_values(uintptr_t keys, uintptr_t values, DType type, const Strides& strides) {
+  return {.keys = reinterpret_cast<void*>(keys),
+          .values = reinterpret_cast<void*>(values),
+          .type = type,
+          .sequence_stride = strides.first,
+          .head_stride = strides.second};
+}
+
+struct Caches {
+  std::vector<cpu::KeyValues> layers;
+};
+
+void run_decode(PythonEngine& engine, const DecoderStack& stack, int64_t sequences, int64_t tokens,
+                const Rows& x, const Rows& out, int64_t kept, uintptr_t cos, uintptr_t sin, int64_t rotated,
+                const Caches& caches, int64_t past, uintptr_t mask, const Strides& mask_strides,
+                std::optional<DType> added) {
+  cpu::ModelBatch batch{.shared = {.sequences = sequences,
+                                   .tokens = tokens,
+                                   .x = at<void>(std::get<0>(x)),
+                                   .x_type = std::get<1>(x),
+                                   .x_stride = std::get<2>(x),
+                                   .rotation = {at<float>(cos), at<float>(sin), rotated},
+                                   .mask = key_mask(mask, mask_strides, added)},
+                        .caches = caches.layers,
+                        .kept = kept,
+                        .out = output(out)};
+  for (cpu::KeyValues& cache : batch.caches) cache.past = past;
+  (*engine).decode(stack, batch);
 }
 
 cpu::RouterView make_router(const cpu::LinearView& gate, int64_t top_k, cpu::Scoring scoring,
@@ -179,7 +233,7 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .def(py::init(&attention_batch), py::arg("sequences"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"), py::arg("values"),
            py::arg("cache_type"), py::arg("cache_strides"), py::arg("past"), py::arg("mask"),
-           py::arg("mask_strides"));
+           py::arg("mask_strides"), py::arg("added") = py::none());
   py::enum_<cpu::Scoring>(m, "Scoring")
       .value("softmax", cpu::Scoring::softmax)
       .value("sigmoid", cpu::Scoring::sigmoid);
@@ -190,6 +244,12 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
   py::class_<cpu::DecoderView>(m, "DecoderView")
       .def(py::init(&make_decoder), py::arg("attention_norm"), py::arg("attention_epsilon"),
            py::arg("attention"), py::arg("expert_norm"), py::arg("expert_epsilon"), py::arg("router"));
+  py::class_<cpu::KeyValues>(m, "KeyValues")
+      .def(py::init(&make_key_values), py::arg("keys"), py::arg("values"), py::arg("type"),
+           py::arg("strides"));
+  py::class_<Caches>(m, "Caches").def(py::init<std::vector<cpu::KeyValues>>(), py::arg("layers"));
+  py::class_<DecoderStack, std::shared_ptr<DecoderStack>>(m, "DecoderStack")
+      .def(py::init(&make_stack), py::arg("experts"), py::arg("layers"), py::arg("norm"), py::arg("head"));
 
   const auto release = py::call_guard<py::gil_scoped_release>();
   engine.def("linear", run_linear, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("out"), release)
@@ -199,11 +259,10 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
             (*e).attention(layer, batch);
           },
           py::arg("layer"), py::arg("batch"), release)
-      .def(
-          "decode",
-          [](PythonEngine& e, const std::shared_ptr<Layer>& experts, const cpu::DecoderView& layer,
-             const cpu::AttentionBatch& batch) { (*e).decode(*experts, layer, batch); },
-          py::arg("experts"), py::arg("layer"), py::arg("batch"), release)
+      .def("decode", run_decode, py::arg("stack"), py::arg("sequences"), py::arg("tokens"), py::arg("x"),
+           py::arg("out"), py::arg("kept"), py::arg("cos"), py::arg("sin"), py::arg("rotated"),
+           py::arg("caches"), py::arg("past"), py::arg("mask"), py::arg("mask_strides"),
+           py::arg("added") = py::none(), release)
       .def("route", run_router, py::arg("layer"), py::arg("tokens"), py::arg("x"), py::arg("logits"),
            py::arg("logits_type"), py::arg("weights"), py::arg("ids"), release)
       .def("rms_norm", run_norm, py::arg("weight"), py::arg("width"), py::arg("epsilon"), py::arg("rows"),

@@ -48,6 +48,30 @@ class Bookkeeper : public cpu::Observer {
   Trace& trace_;
 };
 
+// The same of all layers of a stack.
+class StackBookkeeper : public cpu::ModelObserver {
+ public:
+  StackBookkeeper(const DecoderStack& stack, Trace& trace, double& dense_seconds)
+      : stack_(stack), trace_(trace), dense_seconds_(dense_seconds) {}
+
+  cpu::Observer& experts_of(int64_t layer) override {
+    return experts_.emplace(stack_.experts(layer), trace_);
+  }
+
+  void on_layer(int64_t layer) override { ++stack_.experts(layer).stats.batches; }
+
+  void on_dense(const char* part, int64_t tokens, cpu::Span span) override {
+    dense_seconds_ += std::chrono::duration<double>(span.end - span.begin).count();
+    trace_.record({.name = part, .layer = kNoLayer, .tokens = tokens, .begin = span.begin, .end = span.end});
+  }
+
+ private:
+  const DecoderStack& stack_;
+  Trace& trace_;
+  double& dense_seconds_;
+  std::optional<Bookkeeper> experts_;
+};
+
 int threads_of(const EngineOptions& options) {
   return options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores;
 }
@@ -62,6 +86,7 @@ Engine::Engine(const EngineOptions& options)
       attention_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
       decoder_(kernels_, attention_, router_, forward_),
+      model_(kernels_, forward_.team(), decoder_, linear_),
       gpu_options_(options.gpu) {
   if (!gpu_options_) {
     scheduler_ = std::make_unique<Scheduler>();
@@ -265,15 +290,15 @@ void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   });
 }
 
-void Engine::decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch) {
-  if (gpu_options_) throw InvalidState("whole decoder layers run in engines without a GPU only");
-  view.experts = experts.view();
+void Engine::decode(const DecoderStack& stack, const cpu::ModelBatch& batch) {
+  if (gpu_options_) throw InvalidState("decoder layers run in engines without a GPU only");
+  if (batch.caches.size() != stack.view().layers.size())
+    throw InvalidArgument("a decoder of " + std::to_string(stack.view().layers.size()) +
+                          " layers needs as many caches, got " + std::to_string(batch.caches.size()));
   run_here([&] {
     const std::lock_guard lock(mutex_);
-    time_dense("attention", batch.sequences * batch.tokens, [&] { decoder_.attend(view, batch); });
-    Bookkeeper bookkeeper(experts, trace_);
-    decoder_.run_experts(view, batch, bookkeeper);
-    ++experts.stats.batches;
+    StackBookkeeper bookkeeper(stack, trace_, dense_seconds_);
+    model_.run(stack.view(), batch, bookkeeper);
   });
 }
 
@@ -436,7 +461,7 @@ EngineStats Engine::stats() const {
   s.cpu_threads = forward_.team().size();
   s.isa = kernels_.isa;
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
-                      router_.workspace_bytes() + decoder_.workspace_bytes();
+                      router_.workspace_bytes() + decoder_.workspace_bytes() + model_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
   s.numa_nodes = forward_.split().nodes();
   s.placement = placement_;

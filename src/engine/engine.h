@@ -10,11 +10,12 @@
 #include <vector>
 
 #include "cpu/attention_forward.h"
-#include "cpu/decoder_forward.h"
 #include "cpu/linear_forward.h"
+#include "cpu/model_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
 #include "cpu/router_forward.h"
+#include "src/engine/decoder_stack.h"
 #include "src/engine/gpu_store.h"
 #include "src/engine/layer.h"
 #include "src/expert_store/node_placement.h"
@@ -105,9 +106,9 @@ class Engine {
   // Queued behind what was submitted. Does nothing without a GPU.
   void keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bool kept);
 
-  // A whole decoder layer, whose `view.experts` is set from `experts`. Throws InvalidState in an engine with
-  // a GPU.
-  void decode(Layer& experts, cpu::DecoderView view, const cpu::AttentionBatch& batch);
+  // Decoder layers whose experts are this engine's. Throws InvalidState in an engine with a GPU, and
+  // InvalidArgument if there is not a cache for every layer.
+  void decode(const DecoderStack& stack, const cpu::ModelBatch& batch);
 
   EngineStats stats() const;
   void write_trace(const std::string& path) const;
@@ -150,6 +151,7 @@ class Engine {
   cpu::AttentionForward attention_;
   cpu::RouterForward router_;
   cpu::DecoderForward decoder_;
+  cpu::ModelForward model_;
   double dense_seconds_ = 0;
   Placement placement_;
   std::vector<std::shared_ptr<Layer>> layers_;

@@ -54,7 +54,7 @@ HybridForward::HybridForward(const HybridOptions& options, cuda::ContextPtr cont
       caches_(context_, options.cache, options.cache_bytes),
       step_(context_),
       planner_(options.schedule),
-      prefetcher_(options.schedule, options.prefetch && options.history),
+      ahead_(caches_, step_.fences(), options.schedule, options.prefetch, options.history),
       books_(trace),
       inbox_(context_) {}
 
@@ -65,12 +65,13 @@ HybridForward::~HybridForward() {
 // --- layers
 
 void HybridForward::add_layer(const HybridLayer& layer) {
-  caches_.add_layer(static_cast<int32_t>(layer.view.num_experts), static_cast<int32_t>(layer.top_k),
-                    layer.blobs->layout().bytes);
-  prefetcher_.add_layer(static_cast<int32_t>(layer.view.num_experts), static_cast<int32_t>(layer.top_k));
-  const BlobLayout& blob = layer.blobs->layout();
+  const auto experts = static_cast<int32_t>(layer.view.num_experts),
+             top_k = static_cast<int32_t>(layer.top_k);
+  const int64_t blob_bytes = layer.blobs->layout().bytes;
   const ExpertKind kind{layer.view.hidden, layer.view.inter, layer.view.format, layer.bias};
-  layers_.push_back({layer, costs_.of(kind, blob.bytes), {}});
+  layers_.push_back({layer, costs_.of(kind, blob_bytes), {}});
+  caches_.add_layer(experts, top_k, blob_bytes);
+  ahead_.add_layer(experts, top_k, layer.blobs, layers_.back().cost);
 }
 
 void HybridForward::check_budget(int64_t experts, int64_t top_k, int64_t blob_bytes) const {
@@ -100,40 +101,6 @@ void HybridForward::set_kernels(int layer, std::shared_ptr<const cuda::ExpertKer
 const cuda::ExpertKernels* HybridForward::kernels_for(const Layer& layer, const cpu::Batch& batch) const {
   const DType type = batch.x_type == batch.out_type ? batch.x_type : DType::f32;
   return layer.kernels[static_cast<int>(type)].get();
-}
-
-// --- calibration
-
-TimedLayer HybridForward::timed(const Layer& layer, DType x_type) const {
-  return {layer.view, layer.top_k, layer.blobs->layout().bytes, x_type};
-}
-
-std::vector<policy::ComputePoint> HybridForward::time_gpu(int layer, DType x_type) {
-  check_alive();
-  const Layer& l = layers_[layer];
-  const cuda::ExpertKernels* kernels = l.kernels[static_cast<int>(x_type)].get();
-  if (!kernels) throw InvalidState("a layer is timed on the GPU when it has kernels for this type of x");
-  context_->make_current();
-  std::vector<policy::ComputePoint> points;
-  recovering([&] {
-    points = moerun::time_gpu(timed(l, x_type), cpu_kernels_, *kernels, *l.blobs, step_, context_,
-                              options_.cache_bytes);
-  });
-  return points;
-}
-
-std::vector<policy::CopyPoint> HybridForward::time_copies(int layer) {
-  check_alive();
-  const Layer& l = layers_[layer];
-  context_->make_current();
-  std::vector<policy::CopyPoint> points;
-  recovering([&] { points = moerun::time_copies(*l.blobs, l.view.num_experts, context_); });
-  return points;
-}
-
-void HybridForward::set_cost(int layer, const policy::CostModel& cost) {
-  policy::check(cost);
-  layers_[layer].cost = cost;
 }
 
 // --- a batch
@@ -244,20 +211,6 @@ void HybridForward::run_parts(const Part& whole) {
   }
 }
 
-// After an error nothing is known of what lies on the device.
-template <class Work>
-void HybridForward::recovering(Work&& work) {
-  try {
-    work();
-  } catch (const GpuError& error) {
-    recover(&error);
-    throw;
-  } catch (...) {
-    recover(nullptr);
-    throw;
-  }
-}
-
 void HybridForward::observe(const Layer& layer, const cpu::Batch& batch) {
   cpu::group_by_expert(cpu_kernels_, batch.routing, 0, batch.routing.tokens, layer.view.num_experts, groups_);
   loads_.assign(layer.view.num_experts, 0);
@@ -267,7 +220,6 @@ void HybridForward::observe(const Layer& layer, const cpu::Batch& batch) {
 
 void HybridForward::run_part(Part part) {
   const Layer& layer = layers_[part.layer];
-  last_layer_ = part.layer;
   observe(layer, part.batch);
   const cuda::ExpertKernels* kernels = kernels_for(layer, part.batch);
   // More ids than top_k fit into no list of the kernels: rare, and right on the CPU.
@@ -300,8 +252,8 @@ void HybridForward::run_part(Part part) {
                        .timed = gpu_steps_++ % options_.time_every == 0});
   }
   place.cache->values(place.row).observe(loads_, {});
-  prefetcher_.ran(part.layer, target_of(part.layer), loads_, us_between(created_, Clock::now()));
-  if (options_.history) start_prefetches(part.layer, 0);
+  ahead_.ran(part.layer, loads_, us_between(created_, Clock::now()));
+  if (options_.history) ahead_.start(part.layer, 0, 0);
 }
 
 BookedStep HybridForward::booked(const Part& part, const Assignment& plan) {
@@ -344,7 +296,8 @@ void HybridForward::run_on_both(const Part& part, const StepInput& step) {
   step_.submit(step);
   const DmaStats& dma = step.cache.dma().stats();
   const int64_t prefetched_before = dma.prefetched_bytes;
-  start_prefetches(part.layer, planner_.copies_end_us());
+  const double busy_us = planner_.copies_end_us();
+  ahead_.start(part.layer, busy_us, std::max(step.plan.makespan_us - busy_us, 0.0));
   CpuInterval cpu{Clock::now(), {}};
   if (step.plan.on_cpu) run_cpu_share(part, step);
   cpu.end = Clock::now();
@@ -393,15 +346,10 @@ void HybridForward::convert_rows(const void* from, DType from_type, int64_t from
   });
 }
 
-// --- prefetching
-
-Prefetcher::Target HybridForward::target_of(int layer) {
-  const Layer& l = layers_[layer];
-  return {caches_.place(layer), l.blobs.get(), &l.cost};
-}
+// --- beside the batches
 
 void HybridForward::keep(int layer, std::span<const int32_t> experts, bool kept) {
-  if (dead_ || last_layer_ < 0) return;  // before the first batch there are no caches
+  if (dead_ || !caches_.made()) return;  // the first batch makes them
   const GpuCaches::Place place = caches_.place(layer);
   if (place.cache) place.cache->keep(place.row, experts, kept);
 }
@@ -409,64 +357,32 @@ void HybridForward::keep(int layer, std::span<const int32_t> experts, bool kept)
 void HybridForward::hint(int layer, std::span<const int32_t> loads, std::span<const int32_t> ranks,
                          int32_t distance) {
   check_alive();
-  if (!options_.prefetch || last_layer_ < 0) return;  // before the first batch there are no caches
-  prefetcher_.hint(layer, loads, ranks, distance);
-  new_hints_ = true;
+  ahead_.hint(layer, loads, ranks, distance);
 }
-
-// While the CPU runs its share nobody starts chunks, so as many are started at once as that takes.
-void HybridForward::start_prefetches(int layer, double busy_us) {
-  new_hints_ = false;
-  if (!options_.prefetch || !prefetcher_.has_hints()) return;
-  prefetcher_.start(layer, busy_us, step_.fences(), [&](int l) { return target_of(l); });
-  GpuCache* cache = caches_.place(layer).cache;
-  if (!cache) return;
-  const double chunk_us = layers_[layer].cost.copy_us * static_cast<double>(DmaQueue::kChunkBytes) /
-                          static_cast<double>(cache->slot_bytes());
-  const double idle_us = std::max(planner_.policy_plan().makespan_us - busy_us, 0.0);
-  cache->pump(DmaQueue::kChunksInFlight + static_cast<int>(idle_us / std::max(chunk_us, 1.0)));
-}
-
-// --- between batches
 
 void HybridForward::warm_start(int layer, std::span<const double> shares) {
-  if (static_cast<int64_t>(shares.size()) != layers_[layer].view.num_experts)
-    throw InvalidArgument("a warm start needs one share for each of the layer's " +
-                          std::to_string(layers_[layer].view.num_experts) + " experts");
-  warm_start_.add(layer, shares);
+  ahead_.warm_start(layer, shares);
 }
 
 void HybridForward::start() {
   check_alive();
-  if (layers_.empty() || warm_start_.empty()) return;
+  if (layers_.empty() || !ahead_.has_warm_start()) return;
   context_->make_current();
   recovering([&] {
     caches_.place(0);
-    fill_caches();
+    ahead_.fill();
   });
-}
-
-// Whether there is more to come.
-bool HybridForward::fill_caches() {
-  if (!caches_.made()) return false;
-  return warm_start_.go_on(caches_, step_.fences(), [&](int l) -> HostBlobs& { return *layers_[l].blobs; });
 }
 
 bool HybridForward::pump() {
   if (dead_) return false;
-  bool busy = false;
   try {
     context_->make_current();
-    if (new_hints_) start_prefetches(last_layer_, 0);
-    busy = fill_caches();
-    caches_.for_each([&](GpuCache& cache) {
-      cache.pump();
-      busy |= !cache.dma().idle();
-    });
+    return ahead_.pump();
   } catch (const GpuError& error) {
     recover(&error);
+    return false;
   }
-  return busy;
 }
 
 void HybridForward::recover(const GpuError* cause) noexcept {
@@ -487,10 +403,10 @@ HybridStats HybridForward::stats() const {
   });
   s.workspace_bytes = step_.device_bytes();
   s.shrunk = caches_.times_shrunk();
-  s.warm_copies = warm_start_.copies();
+  s.warm_copies = ahead_.warm_copies();
   s.cache = caches_.stats();
   s.dma = caches_.dma_stats();
-  s.predictions = prefetcher_.stats();
+  s.predictions = ahead_.predictions();
   return s;
 }
 

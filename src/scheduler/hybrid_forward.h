@@ -23,15 +23,14 @@
 #include "src/error.h"
 #include "src/expert_store/host_blobs.h"
 #include "src/policy/split.h"
+#include "src/scheduler/copies_ahead.h"
 #include "src/scheduler/device_batch.h"
 #include "src/scheduler/device_step.h"
 #include "src/scheduler/gpu_caches.h"
 #include "src/scheduler/layer_costs.h"
 #include "src/scheduler/planner.h"
-#include "src/scheduler/prefetcher.h"
 #include "src/scheduler/step_books.h"
 #include "src/scheduler/timing.h"
-#include "src/scheduler/warm_start.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -151,9 +150,6 @@ class HybridForward {
   void run_cpu_share(const Part& part, const StepInput& step);
   void convert_rows(const void* from, DType from_type, int64_t from_stride, void* to, DType to_type,
                     int64_t to_stride, int64_t tokens, int64_t columns) const;
-  void start_prefetches(int layer, double busy_us);
-  bool fill_caches();
-  Prefetcher::Target target_of(int layer);
   template <class Work>
   void recovering(Work&& work);
   void recover(const GpuError* cause) noexcept;
@@ -168,17 +164,28 @@ class HybridForward {
   GpuCaches caches_;
   DeviceStep step_;
   Planner planner_;
-  Prefetcher prefetcher_;
+  CopiesAhead ahead_;
   StepBooks books_;
-  WarmStart warm_start_;
   cpu::Groups groups_;
   std::vector<int32_t> loads_;  // [E]
-  bool new_hints_ = false;      // that nothing has followed from yet
-  int last_layer_ = -1;         // that ran or runs
   const cpu::Clock::time_point created_ = cpu::Clock::now();
   DeviceInbox inbox_;
   int64_t gpu_steps_ = 0;
   std::optional<GpuError> dead_;  // the first cause
 };
+
+// After an error nothing is known of what lies on the device.
+template <class Work>
+void HybridForward::recovering(Work&& work) {
+  try {
+    work();
+  } catch (const GpuError& error) {
+    recover(&error);
+    throw;
+  } catch (...) {
+    recover(nullptr);
+    throw;
+  }
+}
 
 }  // namespace moerun

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import moerun
 from moerun.big_little.generate import decide
 from moerun.big_little.reading import Text, windows_of
-from moerun.big_little.thresholds import keep_threshold, kept_threshold, threshold_file
+from moerun.big_little.thresholds import Formats, keep_threshold, kept_threshold, threshold_file
 from moerun.big_little.tune import RUNS, Tuned, tune_threshold
 
 DEMO = Path(__file__).parents[2] / "examples" / "pycode-moe"
@@ -82,14 +82,14 @@ def test_bounds_at_the_ends(text: Text) -> None:
             tune_threshold(text, moerun.BigLittle(), bound)
 
 
-def test_thresholds_are_kept_per_checkpoint_format_and_options(
+def test_thresholds_are_kept_per_checkpoint_formats_and_options(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOERUN_CACHE", str(tmp_path))
     checkpoint = moerun.Checkpoint(DEMO)
     files = {
-        threshold_file(checkpoint, experts, options)
-        for experts in (None, "int8")
+        threshold_file(checkpoint, formats, options)
+        for formats in (Formats(), Formats("int8"), Formats(dense="int8"), Formats(dtype="fp32"))
         for options in (
             moerun.BigLittle(),
             moerun.BigLittle(little_k=1),
@@ -97,8 +97,8 @@ def test_thresholds_are_kept_per_checkpoint_format_and_options(
             moerun.BigLittle(measure="margin"),
         )
     }
-    assert len(files) == 8
-    file = threshold_file(checkpoint, "bf16", moerun.BigLittle(threshold=0.1, little_k=2))
+    assert len(files) == 16
+    file = threshold_file(checkpoint, Formats("bf16"), moerun.BigLittle(threshold=0.1, little_k=2))
     assert file in files  # the threshold does not matter, nor does saying what is the default
     with pytest.raises(ValueError, match="moerun tune-threshold"):
         kept_threshold(file)
@@ -109,6 +109,6 @@ def test_thresholds_are_kept_per_checkpoint_format_and_options(
         with pytest.raises(ValueError, match="moerun tune-threshold"):
             kept_threshold(file)
     monkeypatch.setenv("MOERUN_CACHE", "off")
-    assert threshold_file(checkpoint, None, moerun.BigLittle()) is None
+    assert threshold_file(checkpoint, Formats(), moerun.BigLittle()) is None
     with pytest.raises(ValueError, match="MOERUN_CACHE is off"):
         kept_threshold(None)

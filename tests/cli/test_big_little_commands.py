@@ -101,9 +101,19 @@ def test_a_threshold_is_found_and_picked_up(capsys, demo):
     auto = ["--max-new-tokens", 4, "--big-little", "auto", "--json"]
     report = json.loads(run(capsys, "generate", demo, PROMPT, *auto)[1])
     assert report["big_little"]["threshold"] == tuned["threshold"]
-    assert (
-        run(capsys, "generate", demo, PROMPT, *auto, "--refresh", 4)[0] == 1
-    )  # another run, another threshold
+    for other in (["--refresh", 4], ["--dense", "int8"], ["--dtype", "fp32"], ["--experts", "int8"]):
+        assert run(capsys, "generate", demo, PROMPT, *auto, *other)[0] == 1  # another run, another threshold
+
+
+def test_a_threshold_is_kept_for_the_formats_that_it_was_found_with(capsys, demo):
+    formats = ["--experts", "int8", "--dense", "int8", "--dtype", "fp32"]
+    found = ["--text", __file__, "--max-disagreement", 1, "--tokens", 200, "--json", *formats]
+    tuned = json.loads(run(capsys, "tune-threshold", demo, *found)[1])
+    auto = ["--max-new-tokens", 4, "--big-little", "auto", "--json"]
+    code, out, _ = run(capsys, "generate", demo, PROMPT, *auto, *formats)
+    assert code == 0
+    assert json.loads(out)["big_little"]["threshold"] == tuned["threshold"]
+    assert run(capsys, "generate", demo, PROMPT, *auto)[0] == 1
 
 
 def test_without_a_cache_the_threshold_is_only_printed(capsys, demo, monkeypatch):

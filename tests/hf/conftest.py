@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers.utils import logging
 
+from moerun.dense import Attention, Decoder
 from random_checkpoints import save_random_checkpoint
 
 
@@ -31,3 +33,22 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
         return folder
 
     return saved
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes [sequences, tokens] that each layer's attention has run in the engine, alone or in a decoder."""
+    seen: list[tuple[int, ...]] = []
+    alone, together = Attention.forward, Decoder.forward
+
+    def spy_alone(self: Attention, x: torch.Tensor, *rest: Any) -> Any:
+        seen.append(tuple(x.shape[:2]))
+        return alone(self, x, *rest)
+
+    def spy_together(self: Decoder, x: torch.Tensor, *rest: Any) -> Any:
+        seen.extend([tuple(x.shape[:2])] * len(self.layers))
+        return together(self, x, *rest)
+
+    monkeypatch.setattr(Attention, "forward", spy_alone)
+    monkeypatch.setattr(Decoder, "forward", spy_together)
+    return seen

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import moerun.hf
-from moerun.dense import DecoderLayer
+from moerun.dense import Decoder, DecoderLayer
 
 CLOSE = {"rtol": 0, "atol": 1e-4}
 PROMPT = torch.arange(3, 14).view(1, -1)
@@ -20,15 +20,15 @@ TOKEN = torch.tensor([[40]])
 
 @pytest.fixture
 def layers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Tokens of all calls of whole layers in the engine."""
+    """Tokens of every layer that the engine has run whole."""
     seen: list[int] = []
-    real = DecoderLayer.forward
+    real = Decoder.forward
 
-    def spy(self: DecoderLayer, x: torch.Tensor, *rest: Any) -> torch.Tensor:
-        seen.append(x.shape[0] * x.shape[1])
+    def spy(self: Decoder, x: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.extend([x.shape[0] * x.shape[1]] * len(self.layers))
         return real(self, x, *rest)
 
-    monkeypatch.setattr(DecoderLayer, "forward", spy)
+    monkeypatch.setattr(Decoder, "forward", spy)
     return seen
 
 

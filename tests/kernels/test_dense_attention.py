@@ -64,6 +64,7 @@ def random_batch(
     past: int = 0,
     rotated: int | None = None,
     masked: bool = False,
+    added: torch.dtype | None = None,
     x_type: torch.dtype = torch.float32,
     cache_type: torch.dtype = torch.float32,
     spare: int = 3,
@@ -83,6 +84,9 @@ def random_batch(
     if masked:
         mask = torch.rand(sequences, 1, tokens, past + tokens + spare, generator=generator) < 0.7
         mask[torch.rand(sequences, 1, tokens, generator=generator) < 0.1] = False  # padding sees nothing
+    if added is not None:
+        numbers = torch.randn(sequences, 1, tokens, past + tokens + spare, generator=generator).to(added)
+        mask = numbers if mask is None else numbers.where(mask, torch.finfo(added).min)
     x = torch.randn(sequences, tokens, HIDDEN, generator=generator).to(x_type)
     return Batch(x, angles.cos(), angles.sin(), keys, values, past, mask)
 
@@ -132,6 +136,7 @@ dtypes = st.sampled_from(DTYPES)
     tokens=st.integers(1, 5),
     sequences=st.integers(1, 3),
     masked=st.booleans(),
+    added=st.none() | st.sampled_from(DTYPES),
     norm=st.sampled_from((None, "head", "row")),
     bias=st.booleans(),
     clip=st.sampled_from((None, 0.8)),
@@ -153,6 +158,7 @@ def test_equals_float64(
     tokens: int,
     sequences: int,
     masked: bool,
+    added: torch.dtype | None,
     norm: str | None,
     bias: bool,
     clip: float | None,
@@ -167,7 +173,7 @@ def test_equals_float64(
     module = random_module(group * kv_heads, kv_heads, head_dim, weight_type, norm, bias, clip, sinks, seed)
     module = replace(module, output=module.output.to(output_type))
     batch = random_batch(
-        module, sequences, tokens, past, head_dim // share, masked, x_type, cache_type, seed=seed
+        module, sequences, tokens, past, head_dim // share, masked, added, x_type, cache_type, seed=seed
     )
     check(engine_of(threads), module, batch)
 
@@ -302,6 +308,6 @@ def test_refuses_batches_that_do_not_fit() -> None:
         refused("past must not be negative, got -1", past=-1)
         refused(r"mask must be \[2, 1, 3, 8\] with contiguous rows", mask=batch.mask[..., 1:])
         refused(r"mask must be \[2, 1, 3, 8\]", mask=batch.mask[:1])
-        refused("mask must be bool, got float32", mask=batch.mask.float())
+        refused("a mask that is not bool must be float32, float16 or bfloat16", mask=batch.mask.long())
     with pytest.raises(RuntimeError, match="closed"):
         batch.run(attention)

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -389,7 +389,7 @@ class Engine:
     def cost(self, layer: Layer) -> policy.CostModel:
         ...
 
-    def decode(self, experts: Layer, layer: DecoderView, batch: AttentionBatch) -> None:
+    def decode(self, stack: DecoderStack, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], kept: typing.SupportsInt | typing.SupportsIndex, cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, caches: Caches, past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], added: DType | None=None) -> None:
         ...
 
     def forward(self, layer: Layer, batch: Batch) -> None:
@@ -562,7 +562,7 @@ class AttentionView:
 
 class AttentionBatch:
 
-    def __init__(self, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, keys: typing.SupportsInt | typing.SupportsIndex, values: typing.SupportsInt | typing.SupportsIndex, cache_type: DType, cache_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> None:
+    def __init__(self, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, keys: typing.SupportsInt | typing.SupportsIndex, values: typing.SupportsInt | typing.SupportsIndex, cache_type: DType, cache_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], added: DType | None=None) -> None:
         ...
 
 class Scoring:
@@ -633,6 +633,21 @@ class RouterView:
 class DecoderView:
 
     def __init__(self, attention_norm: typing.SupportsInt | typing.SupportsIndex, attention_epsilon: typing.SupportsFloat | typing.SupportsIndex, attention: AttentionView, expert_norm: typing.SupportsInt | typing.SupportsIndex, expert_epsilon: typing.SupportsFloat | typing.SupportsIndex, router: RouterView) -> None:
+        ...
+
+class KeyValues:
+
+    def __init__(self, keys: typing.SupportsInt | typing.SupportsIndex, values: typing.SupportsInt | typing.SupportsIndex, type: DType, strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex]) -> None:
+        ...
+
+class Caches:
+
+    def __init__(self, layers: collections.abc.Sequence[KeyValues]) -> None:
+        ...
+
+class DecoderStack:
+
+    def __init__(self, experts: collections.abc.Sequence[Layer], layers: collections.abc.Sequence[DecoderView], norm: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex] | None, head: LinearView | None) -> None:
         ...
 
 class MappedFile:

@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from moerun.quant.cache import cache_folder
 
@@ -17,15 +17,26 @@ if TYPE_CHECKING:
     from moerun.big_little.tune import Tuned
 
 
-def threshold_file(checkpoint: Checkpoint, experts: str | None, options: BigLittle) -> Path | None:
-    """Where the threshold of a checkpoint in a format with these options is kept; None without a cache."""
+class Formats(NamedTuple):
+    """Number formats of a model: of the experts, of the matrices around them (None: as they are saved, and in
+    `dtype`), and what it computes in outside of the experts ("auto": as saved)."""
+
+    experts: str | None = None
+    dense: str | None = None
+    dtype: str = "auto"
+
+
+def threshold_file(checkpoint: Checkpoint, formats: Formats, options: BigLittle) -> Path | None:
+    """Where the threshold of a checkpoint with these options is kept; None without a cache."""
     folder = cache_folder()
     if folder is None:
         return None
     layers = checkpoint.moe_layers
     facts = [
         checkpoint.fingerprint(layers[0]),
-        experts or checkpoint.expert_dtype,
+        formats.experts or checkpoint.expert_dtype,
+        formats.dense,
+        formats.dtype,
         options.little_k_of_layers(len(layers), checkpoint.spec(layers[0]).top_k),
         options.refresh,
         options.measure,

@@ -11,6 +11,7 @@ from moerun.cli import arguments, text
 if TYPE_CHECKING:
     from moerun import Checkpoint
     from moerun.big_little.statistics import Statistics
+    from moerun.big_little.thresholds import Formats
 
 AUTO = "auto"
 
@@ -82,10 +83,17 @@ def options_of(args: argparse.Namespace, checkpoint: Checkpoint) -> BigLittle | 
         return None
     options = shape_of(args, checkpoint, lossless=args.lossless)
     if args.big_little == AUTO:
-        found = kept_threshold(threshold_file(checkpoint, args.experts, options))
+        found = kept_threshold(threshold_file(checkpoint, formats_of(args), options))
     else:
         found = args.big_little
     return BigLittle(found, options.little_k, options.refresh, options.lossless, options.measure)
+
+
+def formats_of(args: argparse.Namespace) -> Formats:
+    """The number formats that the arguments of a command name."""
+    from moerun.big_little.thresholds import Formats
+
+    return Formats(args.experts, args.dense, args.dtype)
 
 
 def shape_of(args: argparse.Namespace, checkpoint: Checkpoint, lossless: bool = False) -> BigLittle:

@@ -49,8 +49,11 @@ def add_parser(subparsers: Any, common: argparse.ArgumentParser) -> None:
     )
     big_little.add_shape(parser)
     parser.add_argument("--threads", type=arguments.count, metavar="N", help="default: all usable cores")
-    parser.add_argument("--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto")
+    parser.add_argument(
+        "--dtype", choices=["auto", "fp32", "bf16", "fp16"], default="auto", help="as in generate"
+    )
     parser.add_argument("--experts", choices=WEIGHT_FORMATS, metavar="FORMAT", help="as in generate")
+    parser.add_argument("--dense", choices=WEIGHT_FORMATS, metavar="FORMAT", help="as in generate")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     folder = checkpoint_folder(args.checkpoint)
     checkpoint = Checkpoint(folder)
     options = big_little.shape_of(args, checkpoint)
-    model = load_model(folder, args.dtype, args.threads or default_threads(), args.experts)
+    model = load_model(folder, args.dtype, args.threads or default_threads(), args.experts, args.dense)
     tokens = load_tokenizer(folder)(content, verbose=False).input_ids
 
     from tqdm import tqdm
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     with tqdm(total=RUNS * text.steps, desc="reading the text", unit="token", disable=None) as bar:
         tuned = tune_threshold(text, options, args.max_disagreement, bar.update)
 
-    file = threshold_file(checkpoint, args.experts, options)
+    file = threshold_file(checkpoint, big_little.formats_of(args), options)
     if file is None:
         print("moerun: note: MOERUN_CACHE is off, so the threshold is not kept", file=sys.stderr)
     else:

@@ -1,9 +1,9 @@
 """What stands around the experts of a model, on the engine's threads: matrices, attention, routers, norms."""
 
 from moerun.dense.attention import Attention, HeadNorm
-from moerun.dense.decoder import DecoderLayer
+from moerun.dense.decoder import Caches, Decoder, DecoderLayer
 from moerun.dense.linear import Linear
 from moerun.dense.norm import RmsNorm
 from moerun.dense.router import Router
 
-__all__ = ["Attention", "DecoderLayer", "HeadNorm", "Linear", "RmsNorm", "Router"]
+__all__ = ["Attention", "Caches", "Decoder", "DecoderLayer", "HeadNorm", "Linear", "RmsNorm", "Router"]

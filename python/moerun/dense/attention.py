@@ -135,8 +135,8 @@ class Attention:
         past
             How many keys are there.
         mask
-            bool ``[sequences, 1, tokens, at least past + tokens]``, True where a token sees a key; None: each
-            sees those up to its own.
+            ``[sequences, 1, tokens, at least past + tokens]``: bool, True where a token sees a key, or floats
+            that are added to scores; None: each sees those up to its own.
 
         Returns
         -------
@@ -149,25 +149,12 @@ class Attention:
         RuntimeError
             The engine is closed.
         """
-        batch, out, rows = self.batch(x, cos, sin, keys, values, past, mask)
-        self.engine._core.attention(self.view, batch)
-        del rows
-        return out
-
-    def batch(
-        self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int, mask: Any
-    ) -> tuple[_core.AttentionBatch, Any, Any]:
-        """forward's arguments as the core takes them, where it will write what forward returns, and x's rows.
-
-        The batch holds addresses only: who calls keeps all of it until the core is done. Raises as forward
-        does.
-        """
         self._check(x, cos, sin, keys, values, past)
         sequences, tokens, width = x.shape
         x_type = tensors.float_type(x, "x")
         rows = tensors.with_contiguous_rows(x.reshape(-1, width))
         out = tensors.empty_like(rows, (sequences, tokens, self.projections[3].outputs))
-        mask_at, mask_strides = _place(mask, (sequences, 1, tokens), past + tokens)
+        mask_at, mask_strides, added = place_mask(mask, (sequences, 1, tokens), past + tokens)
         of_keys = tensors.strides(keys)
         batch = _core.AttentionBatch(
             sequences,
@@ -184,8 +171,10 @@ class Attention:
             past,
             mask_at,
             mask_strides,
+            added,
         )
-        return batch, out, rows
+        self.engine._core.attention(self.view, batch)
+        return out
 
     def _check(self, x: Any, cos: Any, sin: Any, keys: Any, values: Any, past: int) -> None:
         """Raises ValueError for what would read or write outside of the arrays."""
@@ -194,9 +183,16 @@ class Attention:
                 f"x must be [sequences, tokens, {self.projections[0].inputs}], got {list(x.shape)}"
             )
         sequences, tokens = x.shape[:2]
+        self.check_rotation(cos, sin, sequences * tokens)
+        if past < 0:
+            raise ValueError(f"past must not be negative, got {past}")
+        self.check_cache(sequences, past + tokens, keys, values)
+
+    def check_rotation(self, cos: Any, sin: Any, rows: int) -> None:
+        """Raises ValueError if they are not what forward wants for so many tokens."""
         rotated = cos.shape[-1]
         if (
-            tuple(cos.shape) != (sequences * tokens, rotated)
+            tuple(cos.shape) != (rows, rotated)
             or cos.shape != sin.shape
             or rotated % 2
             or rotated > self.head_dim
@@ -204,11 +200,12 @@ class Attention:
             or not (tensors.is_contiguous(cos) and tensors.is_contiguous(sin))
         ):
             raise ValueError(
-                f"cos and sin must be float32 [{sequences * tokens}, even, at most {self.head_dim}] and "
+                f"cos and sin must be float32 [{rows}, even, at most {self.head_dim}] and "
                 f"contiguous, got {_describe(cos)} and {_describe(sin)}"
             )
-        if past < 0:
-            raise ValueError(f"past must not be negative, got {past}")
+
+    def check_cache(self, sequences: int, room: int, keys: Any, values: Any) -> None:
+        """Raises ValueError if keys and values are not what forward wants, with room for so many."""
         shape = keys.shape
         if (
             values.shape != shape
@@ -216,10 +213,10 @@ class Attention:
             or tensors.strides(values) != tensors.strides(keys)
             or tensors.strides(keys)[2:] != (self.head_dim, 1)
             or tuple(shape[:2]) != (sequences, self.kv_heads)
-            or shape[2] < past + tokens
+            or shape[2] < room
         ):
             raise ValueError(
-                f"keys and values must be [{sequences}, {self.kv_heads}, at least {past + tokens}, "
+                f"keys and values must be [{sequences}, {self.kv_heads}, at least {room}, "
                 f"{self.head_dim}] of one float type with contiguous heads, got {_describe(keys)} and "
                 f"{_describe(values)}"
             )
@@ -229,16 +226,17 @@ def _describe(array: Any) -> str:
     return f"{tensors.dtype_name(array)} {list(array.shape)} with strides {list(tensors.strides(array))}"
 
 
-def _place(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int]]:
-    """Address of a mask, and its elements from sequence to sequence and from token to token."""
+def place_mask(mask: Any, shape: tuple[int, int, int], keys: int) -> tuple[int, tuple[int, int], Any]:
+    """Address of a mask, its elements from sequence to sequence and from token to token, type if added."""
     if mask is None:
-        return 0, (0, 0)
+        return 0, (0, 0), None
     strides = tensors.strides(mask)
     if tuple(mask.shape[:3]) != shape or mask.shape[3] < keys or strides[3] != 1:
         raise ValueError(
             f"mask must be {[*shape, keys]} with contiguous rows, "
             f"got {list(mask.shape)} with strides {strides}"
         )
-    if tensors.dtype_name(mask) != "bool":
-        raise ValueError(f"mask must be bool, got {tensors.dtype_name(mask)}")
-    return tensors.address(mask), (strides[0], strides[2])
+    added = (
+        None if tensors.dtype_name(mask) == "bool" else tensors.float_type(mask, "a mask that is not bool")
+    )
+    return tensors.address(mask), (strides[0], strides[2]), added

@@ -2,10 +2,9 @@
 
 torch's scaled_dot_product_attention packs keys and values anew for every head there: one query over 540 keys
 takes 2.4 ms a layer (32 heads, 4 of keys and values, 2 cores), over 4096 keys 15 ms. Two matrix products per
-head of keys and values take 0.12 and 0.44 ms, and read keys and values once. So for what the engine
-does not take (attention_step.py: multi-head latent attention, sliding windows), transformers' "sdpa" goes
-through here. It keeps its name, since others ask for it by name (continuous
-batching, masks), and stays what it was for all other models.
+head of keys and values take 0.12 and 0.44 ms, and read keys and values once. So for what the engine does not
+take (see attention_step.py), transformers' "sdpa" goes through here. It keeps its name, since others ask for
+it by name (continuous batching, masks), and stays what it was for all other models.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 
 FEW_QUERIES = 8  # heuristic: where torch's own kernel has as many it catches up
-_STAMP = "moerun_attention"
+_STAMP = "moerun_few_queries"
 
 
 def attach_attention(model: torch.nn.Module) -> None:

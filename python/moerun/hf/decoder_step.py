@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from moerun.dense import DecoderLayer
-from moerun.hf.attention_step import attention_of, make_room, rotation_rows
+from moerun.dense import Decoder, DecoderLayer
+from moerun.hf.attention_step import attention_of, make_room
 from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
 from moerun.hf.experts import layer_of
 from moerun.hf.held import Held
@@ -28,7 +28,7 @@ _BLOCKS = ("Qwen3MoeSparseMoeBlock", "OlmoeSparseMoeBlock", "MixtralSparseMoeBlo
 
 
 class EngineDecoderLayer(torch.nn.Module):
-    moerun_decoder: Held[DecoderLayer]
+    moerun_decoder: Held[Decoder]
 
     def forward(
         self,
@@ -42,7 +42,7 @@ class EngineDecoderLayer(torch.nn.Module):
     ) -> torch.Tensor:
         modules: Any = self._modules
         layer = None
-        if may_skip_torch(hidden_states) and _parts_of(modules) == self.moerun_decoder.value.parts:
+        if may_skip_torch(hidden_states) and _parts_of(modules) == self.moerun_decoder.value.layers[0].parts:
             layer = modules["self_attn"].cache_layer(hidden_states, attention_mask, past_key_values, others)
         if layer is None or position_embeddings is None:
             return super().forward(
@@ -56,9 +56,10 @@ class EngineDecoderLayer(torch.nn.Module):
             )
         sequences, tokens = hidden_states.shape[:2]
         past = layer.keys.shape[2]
-        cos, sin = rotation_rows(position_embeddings, sequences)
-        keys, values = make_room(layer, tokens)
-        return self.moerun_decoder.value.forward(hidden_states, cos, sin, keys, values, past, attention_mask)
+        cos, sin = modules["self_attn"].rotation(position_embeddings, sequences)
+        decoder = self.moerun_decoder.value
+        caches = decoder.caches([make_room(layer, tokens)])
+        return decoder.forward(hidden_states, cos, sin, caches, past, attention_mask)
 
 
 def _parts_of(modules: Any) -> tuple[Any, ...]:
@@ -75,6 +76,14 @@ def _parts_of(modules: Any) -> tuple[Any, ...]:
     )
 
 
+def decoder_layer_of(module: Any) -> DecoderLayer | None:
+    """The engine's layer of a module, if calling the module would do nothing else than run it."""
+    if not isinstance(module, EngineDecoderLayer) or is_watched(module):
+        return None
+    layer = module.moerun_decoder.value.layers[0]
+    return layer if _parts_of(module._modules) == layer.parts else None
+
+
 def attach_decoder_steps(model: torch.nn.Module, engine: Engine) -> int:
     """Lets the engine take whole layers whose parts it has taken before; returns how many."""
     count = 0
@@ -84,7 +93,7 @@ def attach_decoder_steps(model: torch.nn.Module, engine: Engine) -> int:
         parts = _parts_of(module._modules)
         if None in parts:
             continue
-        decoder = DecoderLayer(*parts)
+        decoder = Decoder([DecoderLayer(*parts)])
         mix_in(EngineDecoderLayer, module)
         module.moerun_decoder = Held(decoder, 0)
         count += 1

@@ -212,6 +212,7 @@ def _attach(
     from moerun.hf.dense import attach_linears
     from moerun.hf.experts import attach_layers
     from moerun.hf.hints import attach_hints
+    from moerun.hf.model_step import attach_model_step
     from moerun.hf.norm import attach_norms
     from moerun.hf.router import attach_routers
 
@@ -229,6 +230,7 @@ def _attach(
         attach_routers(model, engine)
         if engine.gpu is None:
             attach_decoder_steps(model, engine)
+            attach_model_step(model)
     attach_hints(model, engine, layers)
     model.moerun_engine = engine  # type: ignore[assignment]
 

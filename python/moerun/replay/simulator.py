@@ -113,9 +113,8 @@ class Replay:
             self._prefetch(current, -1, now_us, now_us, shared_us)
         for layer in range(self.trace.num_layers):
             now_us = self._layer(number, layer, current, now_us, counters)
-        if not current.known:  # a fallback belongs to the step of the pass before
-            counters.steps += 1
-            counters.tokens += len(current.tokens)
+        counters.steps += 1 if current.done is None else current.done
+        counters.tokens += len(current.tokens) if current.done is None else current.done
         counters.time_us += now_us - begin_us
         self._land(self.pcie.run_until(now_us), counters)
         counters.pcie_busy_us += self.pcie.busy_us - busy_before
@@ -249,17 +248,18 @@ class Replay:
             self.pcie.promotions.append(Transfer(layer, best, victim, missing_us[best], True))
 
     def _knows(self, current: Pass) -> bool:
-        """Whether the routing of the next layers is known, not predicted."""
-        return current.known or self.system.prefetch == "perfect"
+        """Whether the routing of the next layers is known (of some tokens at least), not predicted."""
+        return current.known > 0 or self.system.prefetch == "perfect"
 
     def _predicted(self, layer: int, distance: int, current: Pass) -> np.ndarray | None:
-        """Scores ``[tokens, E]`` expected ``distance`` layers after ``layer``; None without a prediction."""
+        """Scores ``[tokens, E]`` expected ``distance`` layers after ``layer``, of the tokens whose routing is
+        known if that of any is; None without a prediction."""
         target, tokens = layer + distance, current.tokens
         if target >= self.trace.num_layers:
             return None
         system = self.system
         if self._knows(current):
-            return self.trace.scores[tokens, target].astype(np.float32)
+            return self.trace.scores[tokens[: current.known or None], target].astype(np.float32)
         if system.predictor == "history":
             return np.broadcast_to(self.usage[target], (len(tokens), self.trace.num_experts))
         source = self.trace.corrected if system.predictor == "corrected" else self.trace.predicted
