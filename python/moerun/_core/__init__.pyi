@@ -244,7 +244,7 @@ class BlobLayout:
 
 class GpuOptions:
 
-    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, history: bool=False, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, history: bool=False, stream_waits: bool=True, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
         ...
 
 class CompiledKernel:
@@ -357,6 +357,13 @@ class Job:
     def wait(self) -> None:
         ...
 
+    def wait_until_done(self) -> None:
+        ...
+
+    @property
+    def stream_waits(self) -> bool:
+        ...
+
 class Batch:
 
     def __init__(self, tokens: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], ids: typing.SupportsInt | typing.SupportsIndex, ids_are_64_bit: bool, ids_stride: typing.SupportsInt | typing.SupportsIndex, weights: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:
@@ -422,6 +429,9 @@ class Engine:
         ...
 
     def submit(self, layer: Layer, batch: Batch, arrays: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex | None=None) -> Job:
+        ...
+
+    def synchronize(self) -> None:
         ...
 
     def time_copies(self, layer: Layer) -> list[tuple[int, float]]:
