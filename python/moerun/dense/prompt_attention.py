@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from moerun import tensors
-from moerun.dense.attention import place_mask
+from moerun.dense.cached_attention import place_mask
 
 if TYPE_CHECKING:
     from moerun.engine import Engine
@@ -86,7 +86,9 @@ def prompt_attention(
     engine._core.attend_prompt(
         [sequences, heads, kv_heads, tokens, count, head_dim, value_dim],
         kind,
-        *((tensors.address(t), *tensors.strides(t)[:3]) for t in (queries, keys, values)),
+        _place(queries),
+        _place(keys),
+        _place(values),
         (tensors.address(out), tokens * heads * value_dim, value_dim, heads * value_dim),
         head_dim**-0.5 if scale is None else scale,
         mask_at,
@@ -95,3 +97,9 @@ def prompt_attention(
         0 if sinks is None else tensors.address(sinks),
     )
     return out
+
+
+def _place(t: Any) -> tuple[int, int, int, int]:
+    """Address, and elements from sequence to sequence, head to head and token to token."""
+    of_sequence, of_head, of_token, _ = tensors.strides(t)
+    return tensors.address(t), of_sequence, of_head, of_token
