@@ -1,24 +1,14 @@
 #include "cpu/attention_forward.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "cpu/activations.h"
 #include "cpu/arithmetic.h"
+#include "cpu/attention_parts.h"
 #include "cpu/cpu_info.h"
 
 namespace moerun::cpu {
 namespace {
-
-// Added to the score of a key that is not seen, and the least that a mask may add. Finite: a query that sees
-// no key (padding) gives some mean.
-constexpr float kUnseen = std::numeric_limits<float>::lowest() / 4;
-
-// A head's keys are split among threads where heads are fewer, but into no shorter parts (heuristic: about
-// as long as a barrier takes), and so that the last part has all of the new ones: whoever works on it writes
-// them.
-constexpr int64_t kLeastKeys = 256;
 
 // (x[i], x[i + half]) turned by the angle whose cosine and sine are cos[i], sin[i].
 void rotate(float* x, const float* cos, const float* sin, int64_t width) {
@@ -55,9 +45,11 @@ struct AttentionForward::Step {
   float* key(int64_t row, int64_t head) const { return query(row, layer.heads + head); }
   float* value(int64_t row, int64_t head) const { return query(row, layer.heads + layer.kv_heads + head); }
 
-  // Of a part: sums of values [group_rows, head_dim], then largest scores and totals [group_rows].
-  int64_t partial_floats() const { return group_rows() * (layer.head_dim + 2); }
-  float* partial_of(int64_t item) const { return partial + item * partial_floats(); }
+  // Of one head of one sequence.
+  KeyParts parts_of(int64_t item) const {
+    const KeyParts p{.data = partial, .parts = parts, .rows = group_rows(), .width = layer.head_dim};
+    return p.of(item);
+  }
 
   // Per thread: queries, scores, and what the mask adds.
   int64_t scratch_floats() const {
@@ -106,27 +98,6 @@ struct AttentionForward::Step {
     }
   }
 
-  // What is added to the scores of keys [first, last), by token; null if every token sees all of them.
-  const float* bias(int64_t sequence, int64_t first, int64_t last, float* to) const noexcept {
-    const KeyMask& mask = batch.mask;
-    const int64_t count = last - first;
-    if (!mask.data && batch.tokens == 1) return nullptr;
-    for (int64_t t = 0; t < batch.tokens; ++t) {
-      const int64_t at = sequence * mask.sequence_stride + t * mask.token_stride + first;
-      float* row = to + t * count;
-      if (!mask.data) {
-        for (int64_t k = 0; k < count; ++k) row[k] = first + k <= batch.cache.past + t ? 0.0f : kUnseen;
-      } else if (mask.kind == MaskKind::seen) {
-        const auto* seen = static_cast<const uint8_t*>(mask.data) + at;
-        for (int64_t k = 0; k < count; ++k) row[k] = seen[k] ? 0.0f : kUnseen;
-      } else {
-        kernels.convert(offset(mask.data, at, mask.type), mask.type, row, DType::f32, count);
-        for (int64_t k = 0; k < count; ++k) row[k] = std::max(row[k], kUnseen);
-      }
-    }
-    return to;
-  }
-
   // One part of the keys of one head of one sequence. The last part holds the new ones.
   void attend(int64_t item, float* scratch) const noexcept {
     const int64_t part = item % parts, kv_head = item / parts % layer.kv_heads,
@@ -147,48 +118,37 @@ struct AttentionForward::Step {
     const int64_t at =
         sequence * cache.sequence_stride + kv_head * cache.head_stride + first * layer.head_dim;
     float* scores = queries + group_rows() * stride;
-    float* out = partial_of(item);
-    kernels.dense.attend({.queries = queries,
-                          .rows = group_rows(),
-                          .head_dim = layer.head_dim,
-                          .query_stride = stride,
-                          .keys = offset(cache.keys, at, cache.type),
-                          .values = offset(cache.values, at, cache.type),
-                          .type = cache.type,
-                          .key_stride = layer.head_dim,
-                          .value_stride = layer.head_dim,
-                          .count = last - first,
-                          .bias = bias(sequence, first, last, scores + group_rows() * kAttendKeys),
-                          .rows_per_bias = group(),
-                          .bias_stride = last - first,
-                          .out = out,
-                          .most = out + group_rows() * layer.head_dim,
-                          .total = out + group_rows() * (layer.head_dim + 1),
-                          .scratch = scores});
+    const KeyParts out = parts_of(item / parts);
+    kernels.dense.attend(
+        {.queries = queries,
+         .rows = group_rows(),
+         .head_dim = layer.head_dim,
+         .query_stride = stride,
+         .keys = offset(cache.keys, at, cache.type),
+         .values = offset(cache.values, at, cache.type),
+         .type = cache.type,
+         .key_stride = layer.head_dim,
+         .value_stride = layer.head_dim,
+         .count = last - first,
+         .bias = mask_bias(kernels, batch, sequence, {first, last}, scores + group_rows() * kAttendKeys),
+         .rows_per_bias = group(),
+         .bias_stride = last - first,
+         .out = out.sums(part),
+         .most = out.most(part),
+         .total = out.total(part),
+         .scratch = scores});
     if (parts == 1) join(item);
   }
 
   // The parts of one head of one sequence become its output, where the output projection reads it.
   void join(int64_t item) const noexcept {
-    const int64_t kv_head = item % layer.kv_heads, sequence = item / layer.kv_heads, dim = layer.head_dim;
-    float* sum = partial_of(item * parts);
+    const int64_t kv_head = item % layer.kv_heads, sequence = item / layer.kv_heads;
     for (int64_t r = 0; r < group_rows(); ++r) {
       const int64_t head = kv_head * group() + r % group(), row = sequence * batch.tokens + r / group();
-      const auto most = [&](int64_t p) { return partial_of(item * parts + p)[group_rows() * dim + r]; };
-      float largest = layer.sinks ? layer.sinks[head] : most(0);
-      for (int64_t p = 0; p < parts; ++p) largest = std::max(largest, most(p));
-      float total = layer.sinks ? std::exp(layer.sinks[head] - largest) : 0.0f;
-      for (int64_t p = 0; p < parts; ++p) {
-        const float* from = partial_of(item * parts + p);
-        const float share = std::exp(most(p) - largest);
-        total += share * from[group_rows() * (dim + 1) + r];
-        for (int64_t d = 0; d < dim; ++d)
-          sum[r * dim + d] = (p ? sum[r * dim + d] : 0.0f) + share * from[r * dim + d];
-      }
-      for (int64_t d = 0; d < dim; ++d) sum[r * dim + d] /= total;
-      kernels.convert(sum + r * dim, DType::f32,
-                      offset(attended.copy, row * attended.stride + head * dim, attended_type), attended_type,
-                      dim);
+      const float* result = join_row(parts_of(item), r, layer.sinks ? &layer.sinks[head] : nullptr);
+      kernels.convert(result, DType::f32,
+                      offset(attended.copy, row * attended.stride + head * layer.head_dim, attended_type),
+                      attended_type, layer.head_dim);
     }
   }
 };
@@ -202,15 +162,18 @@ AttentionForward::AttentionForward(const KernelTable& kernels, int threads)
       attend_(threads),
       join_(threads),
       output_(threads),
-      scratch_(threads) {}
+      scratch_(threads),
+      latent_(kernels, threads) {}
 
 int64_t AttentionForward::workspace_bytes() const {
-  int64_t total = x_.bytes() + projected_.bytes() + partial_.bytes() + attended_.bytes();
+  int64_t total =
+      latent_.workspace_bytes() + x_.bytes() + projected_.bytes() + partial_.bytes() + attended_.bytes();
   for (const Buffer& b : scratch_) total += b.bytes();
   return total;
 }
 
 void AttentionForward::run(const AttentionView& layer, const AttentionBatch& batch) {
+  if (layer.latent.rank) return latent_.run(layer, batch);
   Step step{.layer = layer, .batch = batch, .kernels = kernels_};
   const int64_t rows = step.rows(), heads = batch.sequences * layer.kv_heads;
   if (rows == 0) return;
@@ -220,11 +183,10 @@ void AttentionForward::run(const AttentionView& layer, const AttentionBatch& bat
                  out_blocks = blocking(cpu_info(), size_of(out_type));
   const int64_t hidden = layer.query.inputs;
   const Activations x = place_activations(batch.x, batch.x_type, batch.x_stride, rows, hidden, in_type, x_);
-  step.parts = std::max<int64_t>(
-      1, std::min((team_.size() + heads - 1) / heads, step.keys() / std::max(kLeastKeys, batch.tokens)));
+  step.parts = parts_of_keys(team_.size(), heads, batch);
   step.projected = static_cast<float*>(projected_.at_least(rows * step.width() * sizeof(float)));
-  step.partial =
-      static_cast<float*>(partial_.at_least(heads * step.parts * step.partial_floats() * sizeof(float)));
+  step.partial = static_cast<float*>(
+      partial_.at_least(heads * step.parts_of(0).floats() * static_cast<int64_t>(sizeof(float))));
   step.attended_type = out_type;
   step.attended.stride = spread(step.query_width(), size_of(out_type));
   step.attended.copy = attended_.at_least(rows * step.attended.stride * size_of(out_type));

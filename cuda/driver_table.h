@@ -2,6 +2,7 @@
 // build serves machines with and without a GPU. The owners of context.h and handles.h are its callers.
 #pragma once
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <utility>
@@ -51,6 +52,8 @@ struct DriverFunction<Result(Parameters...)> {
   X(StreamSynchronize, cuStreamSynchronize, Result(StreamHandle))                                \
   X(StreamQuery, cuStreamQuery, Result(StreamHandle))                                            \
   X(StreamWaitEvent, cuStreamWaitEvent, Result(StreamHandle, EventHandle, unsigned))             \
+  X(StreamGetId, cuStreamGetId, Result(StreamHandle, unsigned long long*))                       \
+  X(StreamIsCapturing, cuStreamIsCapturing, Result(StreamHandle, CaptureStatus*))                \
   X(EventCreate, cuEventCreate, Result(EventHandle*, unsigned))                                  \
   X(EventDestroy, cuEventDestroy_v2, Result(EventHandle))                                        \
   X(EventRecord, cuEventRecord, Result(EventHandle, StreamHandle))                               \
@@ -70,9 +73,12 @@ struct DriverFunction<Result(Parameters...)> {
     Result(FunctionHandle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, \
            StreamHandle, void**, void**))
 
-// May be absent: cuFuncGetParamInfo came with CUDA 12.4.
-#define MOERUN_CUDA_OPTIONAL_FUNCTIONS(X) \
-  X(FuncGetParamInfo, cuFuncGetParamInfo, Result(FunctionHandle, size_t, size_t*, size_t*))
+// May be absent: cuFuncGetParamInfo came with CUDA 12.4; not every platform has operations on memory in
+// streams.
+#define MOERUN_CUDA_OPTIONAL_FUNCTIONS(X)                                                         \
+  X(FuncGetParamInfo, cuFuncGetParamInfo, Result(FunctionHandle, size_t, size_t*, size_t*))       \
+  X(StreamWaitValue, cuStreamWaitValue32_v2, Result(StreamHandle, DevicePtr, uint32_t, unsigned)) \
+  X(StreamWriteValue, cuStreamWriteValue32_v2, Result(StreamHandle, DevicePtr, uint32_t, unsigned))
 
 // The oldest driver that moerun uses, as 1000 * major + 10 * minor: Triton's and NVRTC's cubins of the CUDA
 // 12 family run on any driver of that family.

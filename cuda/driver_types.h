@@ -15,6 +15,7 @@ using FunctionHandle = void*;      // CUfunction
 using StreamHandle = void*;        // CUstream; null is the legacy default stream
 using EventHandle = void*;         // CUevent
 using HostFunction = void(void*);  // CUhostFn
+using CaptureStatus = int;         // CUstreamCaptureStatus
 
 // CUresult
 constexpr Result kSuccess = 0;
@@ -75,5 +76,10 @@ constexpr unsigned kEventDisableTiming = 2;
 constexpr unsigned kHostAllocPortable = 1;
 constexpr unsigned kHostRegisterPortable = 1;
 constexpr unsigned kHostRegisterReadOnly = 8;
+constexpr unsigned kWaitUntilReached = 0;  // CUstreamWaitValue_flags: (int32_t)(*address - value) >= 0
+constexpr unsigned kWriteBehindAll = 0;    // CUstreamWriteValue_flags: behind a memory barrier
+
+// CUstreamCaptureStatus
+constexpr CaptureStatus kNotCapturing = 0;
 
 }  // namespace moerun::cuda

@@ -59,6 +59,7 @@ class ExpertKernels {
     Kernel gate_up, down;
     std::optional<Kernel> activate;
   };
+  const std::vector<Regime>& regimes() const { return regimes_; }  // by tiles of more and more tokens
   // For one launch, by the number of pairs of each of its experts.
   const Regime& choose(std::span<const int32_t> loads) const;
 

@@ -136,6 +136,28 @@ void StreamView::wait(const Event& event) const {
                 0U);
 }
 
+void StreamView::wait_for_value(const uint32_t* word, uint32_t value) const {
+  driver_->call(driver_->StreamWaitValue, "making a stream wait for a value", handle_,
+                reinterpret_cast<DevicePtr>(word), value, kWaitUntilReached);
+}
+
+void StreamView::write_value(uint32_t* word, uint32_t value) const {
+  driver_->call(driver_->StreamWriteValue, "writing a value in a stream", handle_,
+                reinterpret_cast<DevicePtr>(word), value, kWriteBehindAll);
+}
+
+uint64_t StreamView::id() const {
+  unsigned long long id = 0;  // NOLINT(google-runtime-int): the driver's type
+  driver_->call(driver_->StreamGetId, "asking for a stream's number", handle_, &id);
+  return id;
+}
+
+bool StreamView::capturing() const {
+  CaptureStatus status = kNotCapturing;
+  driver_->call(driver_->StreamIsCapturing, "asking whether a stream is captured", handle_, &status);
+  return status != kNotCapturing;
+}
+
 void StreamView::call_on_host(HostFunction* function, void* argument) const {
   driver_->call(driver_->LaunchHostFunc, "queueing a host function", handle_, function, argument);
 }

@@ -125,6 +125,18 @@ class StreamView {
 
   void record(Event& event) const;      // the event is done when all work up to here is
   void wait(const Event& event) const;  // later work waits for the event, on the device
+  // Later work waits, on the device, until the word of pinned memory has reached the value, counted so that
+  // 2^32 - 1 comes before 0. The word may be written by a stream that has yet to be given what it writes
+  // behind: the driver knows nothing of this order, so a stream must not wait for what shares its hardware
+  // queue. Only where can_wait_for_values().
+  void wait_for_value(const uint32_t* word, uint32_t value) const;
+  // Writes it behind all earlier work of the stream, whose results are visible to who sees the value.
+  void write_value(uint32_t* word, uint32_t value) const;
+  bool can_wait_for_values() const { return driver_->StreamWaitValue && driver_->StreamWriteValue; }
+
+  uint64_t id() const;     // of this stream alone in all of the process's life, unlike the handle
+  bool capturing() const;  // into a CUDA graph
+
   // Runs in a thread of the driver, in the stream's order. The function must not call the driver or throw.
   void call_on_host(HostFunction* function, void* argument) const;
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from moerun import Engine
-from moerun.dense import Attention, HeadNorm
+from moerun.dense import Attention, CachedAttention, HeadNorm
 from oracle import LAMBDA, TINY, UNIT_ROUNDOFF, Error, Expected, U, of_sums
 
 SECOND_ORDER = 1.01
@@ -106,7 +106,7 @@ class Batch:
         """With a cache of its own."""
         return replace(self, keys=self.keys.clone(), values=self.values.clone())
 
-    def run(self, attention: Attention) -> torch.Tensor:
+    def run(self, attention: CachedAttention) -> torch.Tensor:
         """[S * T, H]; the cache has got the new keys and values."""
         out = attention.forward(self.x, self.cos, self.sin, self.keys, self.values, self.past, self.mask)
         assert out.shape == self.x.shape
@@ -135,7 +135,7 @@ class Batch:
         return mask.masked_fill(~self.seen(), 0.0)
 
 
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Near:
+def projected(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Near:
     w = weight.double()
     b = torch.zeros(len(w)).double() if bias is None else bias.double()
     return Near(x @ w.T + b, of_sums(w.shape[1] + 1, x.abs() @ w.abs().T + b.abs()).bound)
@@ -150,7 +150,7 @@ def normalised(x: Near, weight: torch.Tensor, epsilon: float) -> Near:
     return Near(x.value * factor, SECOND_ORDER * factor.abs() * (x.bound + x.value.abs() * moved))
 
 
-def _rotated(x: Near, cos: torch.Tensor, sin: torch.Tensor) -> Near:
+def rotated(x: Near, cos: torch.Tensor, sin: torch.Tensor) -> Near:
     """x [rows, heads, dim] with its first elements turned by angles [rows, width]."""
     width = cos.shape[1]
     half = width // 2
@@ -168,7 +168,7 @@ def _projections(m: Module, b: Batch) -> tuple[Near, Near, Near]:
     """Queries, keys and values of the new tokens [rows, heads, dim], before any rotation."""
     x = b.x.double().flatten(0, 1)
     biases = m.biases or (None, None, None)
-    parts = [_linear(x, w, bias) for w, bias in zip((m.query, m.key, m.value), biases, strict=True)]
+    parts = [projected(x, w, bias) for w, bias in zip((m.query, m.key, m.value), biases, strict=True)]
     by_row = m.norm is not None and len(m.norm.query) != m.head_dim
     if m.norm is not None and by_row:
         parts[:2] = (normalised(p, w, m.norm.epsilon) for p, w in zip(parts[:2], m.norm[:2], strict=True))
@@ -183,7 +183,7 @@ def _projections(m: Module, b: Batch) -> tuple[Near, Near, Near]:
 def check_new(m: Module, b: Batch) -> None:
     """Fails if the keys and values that the step wrote are wrong."""
     _, key, value = _projections(m, b)
-    _rotated(key, b.cos, b.sin).expected().check(b.new(b.keys))
+    rotated(key, b.cos, b.sin).expected().check(b.new(b.keys))
     value.expected().check(b.new(b.values))
 
 
@@ -196,7 +196,7 @@ def check_output(m: Module, b: Batch, got: torch.Tensor, attended_in_bf16: bool)
     assert got.isfinite().all()
     sequences, tokens = b.x.shape[:2]
     group, count = m.heads // m.kv_heads, b.past + tokens
-    query = _rotated(_projections(m, b)[0], b.cos, b.sin)
+    query = rotated(_projections(m, b)[0], b.cos, b.sin)
     scale = m.head_dim**-0.5 if m.scale is None else m.scale
     query = Near(query.value * scale, (query.bound + U * query.value.abs()) * scale)
 
@@ -208,14 +208,24 @@ def check_output(m: Module, b: Batch, got: torch.Tensor, attended_in_bf16: bool)
     scores = q @ k.transpose(2, 3)  # [S, heads, T, count]
     off = q_bound @ k.abs().transpose(2, 3)
     off = off + of_sums(m.head_dim, q.abs() @ k.abs().transpose(2, 3) + off).bound
+    attended = attended_by(Near(scores, off), v, b, m.sinks)
+    if attended_in_bf16:
+        attended = rounded_to_bf16(attended)
+    check_rows(attended, m.output, b, got)
+
+
+def attended_by(near: Near, v: torch.Tensor, b: Batch, sinks: torch.Tensor | None = None) -> Near:
+    """Means of values [S, heads, count, dim], by scores [S, heads, T, count]: [S * T, heads * dim]."""
+    sequences, tokens = b.x.shape[:2]
+    scores, off, count = near.value, near.bound, v.shape[2]
     added = b.added()
     if added is not None:
         scores = scores + added[:, None]
         off = off + U * scores.abs()
     seen = b.seen()[:, None]
     scores, off = scores.masked_fill(~seen, -torch.inf), off.masked_fill(~seen, 0.0)
-    if m.sinks is not None:
-        sinks = m.sinks.double().view(1, -1, 1, 1).expand(sequences, -1, tokens, 1)
+    if sinks is not None:
+        sinks = sinks.double().view(1, -1, 1, 1).expand(sequences, -1, tokens, 1)
         scores, off = torch.cat((scores, sinks), -1), torch.cat((off, torch.zeros_like(sinks)), -1)
     most = scores.amax(-1, keepdim=True)
     spread = (most - scores).masked_fill(scores == -torch.inf, 0.0).amax(-1, keepdim=True)
@@ -225,15 +235,22 @@ def check_output(m: Module, b: Batch, got: torch.Tensor, attended_in_bf16: bool)
     attended, magnitude = weights @ v, weights @ v.abs()
     bound = magnitude * torch.expm1(2 * distance) + 2 * of_sums(count + 2, magnitude).bound
     bound = bound + count * TINY * v.abs().amax((2, 3), keepdim=True)
-    if attended_in_bf16:
-        bound = bound + UNIT_ROUNDOFF[torch.bfloat16] * (attended.abs() + bound)
 
     def by_token(t: torch.Tensor) -> torch.Tensor:
         return t.transpose(1, 2).reshape(b.rows, -1)
 
-    attended, bound = by_token(attended), by_token(bound)
-    w = m.output.double()
-    carried = Error.at_most(bound).through(w)
-    error = carried + of_sums(w.shape[1], attended.abs() @ w.abs().T + carried.worst)
-    sees = seen.any(-1).reshape(-1)
-    Expected((attended @ w.T)[sees], torch.minimum(error.worst, LAMBDA * error.sigma)[sees]).check(got[sees])
+    return Near(by_token(attended), by_token(bound))
+
+
+def rounded_to_bf16(x: Near) -> Near:
+    return Near(x.value, x.bound + UNIT_ROUNDOFF[torch.bfloat16] * (x.value.abs() + x.bound))
+
+
+def check_rows(attended: Near, output: torch.Tensor, b: Batch, got: torch.Tensor) -> None:
+    """Fails if `got` is not attended @ output.T for all tokens that see a key."""
+    w = output.double()
+    carried = Error.at_most(attended.bound).through(w)
+    error = carried + of_sums(w.shape[1], attended.value.abs() @ w.abs().T + carried.worst)
+    sees = b.seen().any(-1).reshape(-1)
+    bound = torch.minimum(error.worst, LAMBDA * error.sigma)
+    Expected((attended.value @ w.T)[sees], bound[sees]).check(got[sees])

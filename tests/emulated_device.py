@@ -4,6 +4,7 @@ copies, kernels."""
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,23 @@ class EmulatedDevice:
         put = DeviceArray(self.allocate(max(1, array.nbytes)), array.shape, array.dtype, stream)
         self._call("cuMemcpyHtoDAsync_v2", POINTER(put.address), pinned, size, ctypes.c_void_p(stream))
         return put
+
+    def hold(self, stream: int) -> Callable[[], None]:
+        """Stops the stream behind what it does now, until the function that this returns is called."""
+        pinned, _ = self._pinned(4)
+        word = ctypes.cast(pinned, ctypes.POINTER(ctypes.c_uint32))
+        word[0] = 0
+        one, flags = ctypes.c_uint32(1), ctypes.c_uint(0)
+        self._call("cuStreamWaitValue32_v2", ctypes.c_void_p(stream), POINTER(pinned.value or 0), one, flags)
+
+        def let_go() -> None:
+            word[0] = 1
+
+        return let_go
+
+    def capture(self, stream: int, active: bool) -> None:
+        """Says that the stream is being captured into a graph, or not any more."""
+        self._c.fakecuda_capture(ctypes.c_void_p(stream), ctypes.c_int(active))
 
     def overwrite(self, array: DeviceArray, stream: int) -> None:
         """With zeros, behind what the stream does now."""

@@ -1,4 +1,4 @@
-"""The page docs/results/mobile.md: its text, and its tables from the figures in mobile.json."""
+"""The page docs/results/mobile.md: tables from the figures in bench/results, between the text of notes.py."""
 
 from __future__ import annotations
 
@@ -6,123 +6,88 @@ from typing import Any
 
 import numpy as np
 
+from bench.mobile.drafts_replayed import BITS as DRAFT_BITS
+from bench.mobile.notes import (
+    ABSENT,
+    ASSUMED,
+    DRAFTS_NOTE,
+    EQUALITY_NOTE,
+    HEAD,
+    LEFT_NOTE,
+    LOSSLESS_NOTE,
+    MEASURES_NOTE,
+    QUALITY_NOTE,
+    REPLAY_NOTE,
+    SPEED_NOTE,
+)
 from bench.mobile.plots import TITLES
+from bench.mobile.quality import SEEDS, WINDOWS
 from bench.mobile.replayed import BASE, BITS, MIDDLE_GB, PAPER_MODELS, SHOWN
 from bench.report import QUIET
 from bench.table import plural
 from moerun.replay.tables import markdown
 
-HEAD = """\
-# MoBiLE: big-little experts
-
-Made by `python -m bench.mobile`; the figures are in `mobile.json`. MoBiLE is arXiv 2510.12357: a token first
-goes through all layers with half of its experts; if the next token is sure enough, that is the result, else
-the token is run again with all of them. What stands here is of three kinds:
-
-- **measured**: quality, with the trained demo model (examples/pycode-moe, 6 layers, 32 experts, top-4, 2 in
-  a little pass) in fp32; and speed, of passes on this machine's CPU at the expert sizes of Qwen3-30B-A3B;
-- **imposed**: that large checkpoint is random, so which of its tokens are sure is taken from the demo model;
-- **simulated**: the part on GPUs plays made-up routing against a hardware profile on a virtual clock, with
-  the same imposed pattern. Nothing here was measured on the GPU named.
-"""
-
-QUALITY_NOTE = """
-*little*: share of tokens that half of the experts decided; the others fell back. *agreement*: the likeliest
-next token is the full model's on the same text. *perplexity*: of the text under the distributions that
-decided. *experts*: read per token by one sequence, both passes of a fallback counted. *refresh*: every 8
-accepted tokens are encoded again with all experts; the share of little tokens is lower as the token at which
-that happens is decided by all of them. It raises agreement and perplexity, but at 8 tokens of a top-4 of 32
-it reads about as many experts as it saves: with this model it pays in quality, not in reads. *chance*: the
-same share of little tokens, drawn at random.
-"""
-
-MEASURES_NOTE = """
-The three measures of confidence at thresholds that accept about the same shares. Margin is at par with the
-largest probability or a little ahead, entropy behind both; the paper's measure stays the default.
-"""
-
-LOSSLESS_NOTE = """
-Drafts of at most 8 tokens, 20 prompts of 32 tokens, 64 new ones, one sequence at a time. *experts* counts
-those of the drafts and of their verification, which reads an expert that several of its tokens share once.
-Drafts are nearly always right, yet the verification reads all experts of its tokens again: lossless reads
-no fewer experts than plain decoding, and can only gain where a pass costs much beside them.
-"""
-
-EQUALITY_NOTE = """
-In fp32 the text is the full model's unless two logits are closer than the rounding of passes of one and of
-several tokens; the tests hold equality over hundreds of prompts, all families. In bf16 such calls are less
-rare, and each way of batching breaks them differently, as it does without big-little. *margin*: distance of
-the two best logits, relative to the best, where the texts part (bf16 resolves 0.004 to 0.008).
-"""
-
-SPEED_NOTE = """
-On the CPU a step also goes to attention, its projections and the head, which a fallback runs twice and a
-draft runs in vain when it is wrong. Experts of several tokens hardly overlap in a random model, so the
-verification of a draft saves little; a trained model overlaps more.
-"""
-
-REPLAY_NOTE = """
-*on demand* copies every missing expert before the GPU runs it (LRU cache, no prediction), which is what the
-paper compares with. *HybriMoE* and *ours* run experts on the CPU as well and prefetch. With big-little, each
-of them runs the little passes and the fallbacks; a fallback knows its routing and prefetches by it. The GPU
-holds the dense layers, 2 GB of other things (assumed), and as many experts as then fit. Patterns are named
-after the share of little passes below their threshold when all are accepted; once some fall back, and in the
-stretch that is replayed, it is more: the last table has what it was. The others show the pattern "15% fall
-back", in which a quarter does.
-"""
-
-LEFT_NOTE = """
-What is left: big-little saves copies, so it saves most where every miss is copied. With the CPU running
-misses and a prefetcher hiding copies, each pass has less to save, and a fallback, which is a second pass,
-costs as much as before; with all experts in the GPU's memory only its reads are halved. The two papers'
-gains do not multiply. At the demo model's own pattern, where half of the tokens fall back, big-little gains
-little on demand and loses on the others.
-"""
-
-ASSUMED = """
-## Assumed, and not modelled
-
-- The machine: {machine}; figures and sources are in
-  `python/moerun/replay/profiles`. 2 GB of GPU memory for context, keys and values, head and working space.
-- Routing of the four models is made up (`replay/synthetic.py`); only DeepSeek-V2-Lite's is fitted to a
-  published hit rate, the others take Qwen2's. Little passes and fallbacks are given the same routing, though
-  in a model deeper layers may choose a little differently once all experts ran.
-- Which tokens are sure is the demo model's pattern at thresholds of its own. Real models of this size are
-  surer than a demo; how much quality that costs them is not shown here.
-- The paper's fallback rate is not published. If copies decide, a fallback rate f costs 0.5 + 0.5 f of the
-  copies, and its 1.60x to 1.72x imply 16 to 25 %; 8 to 25 % are shown.
-- The head, run once more per fallback, is not in the replay; it is in the measurement of speed.
-"""
-
 
 def render(data: dict[str, Any]) -> str:
-    """The page."""
-    quality, speed, replay = data["quality"], data["speed"], data["replay"]
-    parts = [
-        HEAD,
-        _in_short(data),
+    """The page, of the parts that there are."""
+    sections = {"quality": _of_quality, "speed": _of_speed, "replay": _of_replay, "drafts": _of_drafts}
+    parts = [HEAD, _in_short(data)]
+    for part, section in sections.items():
+        parts += section(data) if part in data else [ABSENT.format(part=part)]
+    parts.append(ASSUMED.format(machine="RTX 4080 16 GB, PCIe 4, DDR4-3200"))
+    parts.append(f"## Where the parts were made\n\n{_origins(data['environment'])}\n")
+    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _of_quality(data: dict[str, Any]) -> list[str]:
+    quality = data["quality"]
+    equality = quality["equality"]
+    return [
         f"## Quality by threshold (measured, {quality['tokens']} tokens a text)\n\n"
         "![quality](mobile-quality.png)\n",
         *(f"### {TITLES[name]}\n\n{_texts(text, quality)}\n" for name, text in quality["texts"].items()),
-        QUALITY_NOTE,
+        QUALITY_NOTE.format(seeds=SEEDS, windows=WINDOWS),
         f"## Measures of confidence (measured)\n\n{_measures(quality['texts'])}\n",
         MEASURES_NOTE,
         f"## Lossless (measured)\n\n{_lossless(quality)}\n",
-        LOSSLESS_NOTE,
-        f"{_equality(quality['equality'])}\n",
+        LOSSLESS_NOTE.format(prompts=equality[0]["prompts"], new=equality[0]["tokens"]),
+        f"{_equality(equality)}\n",
         EQUALITY_NOTE,
-        f"## Speed on the CPU (passes measured, pattern imposed)\n\n{_environment(data, speed)}\n\n"
-        f"{_speed(speed)}\n",
-        SPEED_NOTE,
+    ]
+
+
+def _of_speed(data: dict[str, Any]) -> list[str]:
+    speed = data["speed"]
+    title = "## Speed on the CPU (passes measured, pattern imposed)"
+    return [f"{title}\n\n{_environment(data, speed)}\n\n{_speed(speed)}\n", SPEED_NOTE]
+
+
+def _of_replay(data: dict[str, Any]) -> list[str]:
+    replay = data["replay"]
+    return [
         "## On a GPU that the experts do not fit (simulated): ms per token\n\n![replay](mobile-replay.png)\n",
         REPLAY_NOTE,
         *(f"### {_stored(bits)}\n\n{_replay(replay, bits)}\n" for bits in _distinct(replay, "bits")),
         f"### By fallback rate: speed over all experts on the same system, {MIDDLE_GB} GB, "
         f"{_stored(BITS[0])}\n\n{_by_pattern(replay)}\n\nIn each cell: {', '.join(PAPER_MODELS)}.\n",
         LEFT_NOTE,
-        ASSUMED.format(machine="RTX 4080 16 GB, PCIe 4, DDR4-3200"),
     ]
-    return "\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _of_drafts(data: dict[str, Any]) -> list[str]:
+    title = "## Lossless on such a GPU (simulated): speed over all experts"
+    return [f"{title}\n\n{_drafts(data['drafts'])}\n", DRAFTS_NOTE.format(bits=DRAFT_BITS)]
+
+
+def _origins(environments: dict[str, Any]) -> str:
+    rows = []
+    for part, found in environments.items():
+        machine, commit = found["machine"], found["commit"]
+        name = commit["hash"][:10] + (" with changes" if commit["dirty"] else "")
+        cpu = f"{machine['cpu']}, {plural(machine['usable_cores'], 'core')}, {machine['kernels']}"
+        versions = f"torch {found['versions']['torch']}, transformers {found['versions']['transformers']}"
+        rows.append([part, name, cpu, versions])
+    return markdown(["part", "commit", "machine", "versions"], rows, (0, 1, 2, 3))
 
 
 def _distinct(rows: list[dict[str, Any]], key: str) -> list[Any]:
@@ -151,61 +116,74 @@ def _range(values: list[float]) -> str:
 
 
 def _in_short(data: dict[str, Any]) -> str:
-    replay = data["replay"]
-    wide = {"bits": 16.0}
+    rows = _short_of_replay(data["replay"]) if "replay" in data else []
+    if "speed" in data:
+        rows += _short_of_speed(data["speed"])
+    if "drafts" in data:
+        drafts = data["drafts"]
+        gains = [gain for system in _distinct(drafts, "system") for gain in _draft_gains(drafts, system)]
+        rows.append(["lossless over all experts on the same system (simulated)", "", _range(gains)])
+    if "quality" in data:
+        rows += _short_of_quality(data["quality"])
+    busy = "speed" in data and data["speed"]["waiting"] > QUIET
+    note = f"Simulated figures are over all four models and 8 to 16 GB, {_stored(16.0)}."
+    note += " Speed was measured on a busy machine: see there." if busy else ""
+    return "## In short\n\n" + markdown(["", "paper or goal", "here"], rows) + f"\n\n{note}\n"
+
+
+def _short_of_replay(replay: list[dict[str, Any]]) -> list[list[str]]:
     fallen = next(row["fallbacks"] for row in replay if row["pattern"] == SHOWN)
-    plain, with_little = {**wide, "pattern": BASE}, {**wide, "pattern": SHOWN}
-    on_demand = _times(replay, **plain, system="on demand")
-    hybrid = _times(replay, **plain, system="HybriMoE")
-    ours = _times(replay, **plain, system="ours")
-    speed = {row["way"]: row for row in data["speed"]["rows"]}
-    beats = [
-        row["confidence"]["agreement"] - row["chance"]["agreement"]
-        for text in data["quality"]["texts"].values()
-        for row in text["rows"]
-        if 0.05 < row["confidence"]["little_share"] < 0.95
-    ]
-    rows = [
+
+    def times(system: str, pattern: str) -> dict[tuple[Any, ...], float]:
+        return _times(replay, bits=16.0, system=system, pattern=pattern)
+
+    def gains(slow: str, fast: str) -> str:
+        return _range(_gains(times(slow, BASE), times(fast, SHOWN)))
+
+    return [
         [
             f"big-little over on-demand offloading, {fallen:.0%} fallbacks (simulated)",
             "1.60x to 1.72x (paper)",
-            _range(_gains(on_demand, _times(replay, **with_little, system="on demand"))),
+            gains("on demand", "on demand"),
         ],
+        ["big-little with HybriMoE over HybriMoE alone (simulated)", "", gains("HybriMoE", "HybriMoE")],
+        ["big-little with ours over ours alone (simulated)", "", gains("ours", "ours")],
+        ["big-little with ours over on-demand offloading (simulated)", "", gains("on demand", "ours")],
+    ]
+
+
+def _short_of_speed(speed: dict[str, Any]) -> list[list[str]]:
+    over_big = {row["way"]: row["over_big"]["median"] for row in speed["rows"]}
+    lossless = max(gain for way, gain in over_big.items() if "lossless" in way)
+    where = "on the CPU (measured, imposed)"
+    return [
+        [f"big-little over all experts, {SHOWN}, {where}", "", f"{over_big[f'big-little, {SHOWN}']:.2f}x"],
+        [f"lossless over all experts, the best of four ways to draft, {where}", "", f"{lossless:.2f}x"],
+    ]
+
+
+def _short_of_quality(quality: dict[str, Any]) -> list[list[str]]:
+    ahead = [
+        row["ahead"]
+        for text in quality["texts"].values()
+        for row in text["rows"]
+        if 0.05 < row["confidence"]["little_share"] < 0.95
+    ]
+    least, most = (100 * choose(row["mean"] for row in ahead) for choose in (min, max))
+    certain = sum(row["low"] > 0 for row in ahead)
+    reads = min(row["experts_per_token"] for row in quality["lossless"])
+    return [
         [
-            "big-little with HybriMoE over HybriMoE alone (simulated)",
-            "",
-            _range(_gains(hybrid, _times(replay, **with_little, system="HybriMoE"))),
-        ],
-        [
-            "big-little with ours over ours alone (simulated)",
-            "",
-            _range(_gains(ours, _times(replay, **with_little, system="ours"))),
-        ],
-        [
-            "big-little with ours over on-demand offloading (simulated)",
-            "",
-            _range(_gains(on_demand, _times(replay, **with_little, system="ours"))),
-        ],
-        [
-            f"big-little over all experts on the CPU, {SHOWN} (measured, imposed)",
-            "",
-            f"{speed[f'big-little, {SHOWN}']['over_big']['median']:.2f}x",
-        ],
-        [
-            "lossless over all experts on the CPU, the better of two thresholds (measured, imposed)",
-            "",
-            f"{max(s['over_big']['median'] for way, s in speed.items() if 'lossless' in way):.2f}x",
+            "experts that lossless reads per token, the best way to draft (measured)",
+            f"{quality['experts_per_token']} are all",
+            f"{reads:.1f}",
         ],
         [
             "confidence against chance, agreement at the same share (measured)",
             "clearly ahead",
-            f"{min(beats):+.1%} to {max(beats):+.1%} of the tokens",
+            f"{least:+.1f} to {most:+.1f} points; the interval is above 0 in {certain} of {len(ahead)} rows",
         ],
     ]
-    busy = data["speed"]["waiting"] > QUIET
-    speed_note = " Speed was measured on a busy machine: see there." if busy else ""
-    note = f"The replay's figures are over all four models and 8 to 16 GB, {_stored(16.0)}.{speed_note}"
-    return "## In short\n\n" + markdown(["", "paper or goal", "here"], rows) + f"\n\n{note}\n"
 
 
 def _texts(text: dict[str, Any], quality: dict[str, Any]) -> str:
@@ -227,10 +205,11 @@ def _texts(text: dict[str, Any], quality: dict[str, Any]) -> str:
                 *cells(row["refreshed"]),
                 f"{chance['agreement']:.1%}",
                 f"{chance['perplexity']:.2f}",
+                _ahead(row["ahead"]) if 0 < chance["little_share"] < 1 else "",
             ]
         )
     head = ["threshold", "little", "agreement", "perplexity", "experts"]
-    head += [f"refresh: {name}" for name in head[1:]] + ["chance: agreement", "chance: perplexity"]
+    head += [f"refresh: {name}" for name in head[1:]] + ["chance: agreement", "chance: perplexity", "ahead"]
     always = (
         f"All experts: perplexity {text['full_perplexity']:.2f}, {quality['experts_per_token']} experts per "
         "token. Threshold 0 is always little, threshold 1 always big (after a little pass in vain)."
@@ -247,26 +226,36 @@ def _measures(texts: dict[str, Any]) -> str:
             f"{row['little_share']:.0%}",
             f"{row['agreement']:.1%}",
             f"{row['perplexity']:.2f}",
+            _ahead(row["ahead"]),
         ]
         for name, text in texts.items()
         for row in text["measures"]
     ]
-    return markdown(["text", "measure", "threshold", "little", "agreement", "perplexity"], rows, (0, 1))
+    head = ["text", "measure", "threshold", "little", "agreement", "perplexity", "ahead"]
+    return markdown(head, rows, (0, 1))
+
+
+def _ahead(found: dict[str, float]) -> str:
+    return f"{100 * found['mean']:+.1f} [{100 * found['low']:+.1f} {100 * found['high']:+.1f}]"
 
 
 def _lossless(quality: dict[str, Any]) -> str:
     rows = [
         [
+            row["drafts"],
             f"{row['threshold']:g}",
             f"{row['acceptance']:.0%}",
             f"{row['tokens_per_round']:.2f}",
             f"{row['little_passes_per_token']:.2f}",
+            f"{row['shared']:.0%}",
+            f"{row['verifying_per_token']:.1f}",
             f"{row['experts_per_token']:.1f}",
         ]
         for row in quality["lossless"]
     ]
-    head = ["threshold", "drafts right", "tokens per verification", "little passes per token", "experts"]
-    return f"With all experts, a token reads {quality['experts_per_token']}.\n\n{markdown(head, rows)}"
+    head = ["drafts use", "threshold", "drafts right", "tokens per verification", "little passes per token"]
+    table = markdown([*head, "shared", "verification", "experts"], rows)
+    return f"With all experts, a token reads {quality['experts_per_token']}.\n\n{table}"
 
 
 def _equality(rows: list[dict[str, Any]]) -> str:
@@ -309,13 +298,40 @@ def _speed(speed: dict[str, Any]) -> str:
     rows = [
         [
             row["way"],
-            f"{row['tokens_per_s']:.1f}",
-            f"{row['over_big']['median']:.2f}x [{row['over_big']['p10']:.2f} {row['over_big']['p90']:.2f}]",
+            _spread(row["tokens_per_s"], ".1f"),
+            _spread(row["over_big"], ".2f"),
             f"{row['experts_per_token']:.1f}",
         ]
         for row in speed["rows"]
     ]
     return markdown(["", "tokens/s", "over big", "experts per token"], rows)
+
+
+def _spread(found: dict[str, float], form: str) -> str:
+    median, low, high = (format(found[key], form) for key in ("median", "p10", "p90"))
+    return f"{median} [{low} {high}]"
+
+
+def _drafts(rows: list[dict[str, Any]]) -> str:
+    systems, patterns = _distinct(rows, "system"), [p for p in _distinct(rows, "pattern") if p != BASE]
+    gains = {
+        (system, pattern): dict(zip(_times(rows, system=system, pattern=BASE), values, strict=True))
+        for system in systems
+        for pattern in patterns
+        for values in [_draft_gains(rows, system, pattern)]
+    }
+    table = [
+        [f"{model}, {size} GB", *(f"{found[model, size]:.2f}" for found in gains.values())]
+        for model, size in _times(rows, system=systems[0], pattern=BASE)
+    ]
+    return markdown(["", *(f"{system}: {pattern}" for system, pattern in gains)], table)
+
+
+def _draft_gains(rows: list[dict[str, Any]], system: str, pattern: str | None = None) -> list[float]:
+    """Of one pattern of drafts, or of all of them."""
+    patterns = [p for p in _distinct(rows, "pattern") if p != BASE] if pattern is None else [pattern]
+    plain = _times(rows, system=system, pattern=BASE)
+    return [gain for p in patterns for gain in _gains(plain, _times(rows, system=system, pattern=p))]
 
 
 def _replay(rows: list[dict[str, Any]], bits: float) -> str:

@@ -15,6 +15,7 @@ def quality(texts: dict[str, Any], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import PercentFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(12.6, 3.4))
     for axis, text in zip(axes, TITLES, strict=False):
@@ -22,16 +23,24 @@ def quality(texts: dict[str, Any], path: Path) -> None:
         for key, label in LINES.items():
             points = sorted((row[key]["little_share"], row[key]["agreement"]) for row in rows)
             axis.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        shares = [row["confidence"]["little_share"] for row in rows]
+        low, high = (
+            [min(row["chance"]["agreement"] + row["ahead"][end], 1.0) for row in rows]
+            for end in ("low", "high")
+        )
+        axis.fill_between(shares, low, high, color="C0", alpha=0.15, linewidth=0, label="95 %, over chance")
         axis.set_title(f"{TITLES[text]}: agreement", fontsize=10)
-        axis.set_xlabel("share of little tokens")
+        axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     rows = texts["project"]["rows"]
     for key, label in LINES.items():
         points = sorted((row[key]["little_share"], row[key]["perplexity"]) for row in rows)
         axes[2].plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
     axes[2].axhline(texts["project"]["full_perplexity"], color="grey", linewidth=0.8, label="all experts")
     axes[2].set_title("project's files: perplexity", fontsize=10)
-    axes[2].set_xlabel("share of little tokens")
+    axes[0].set_ylabel("next tokens like the full model's")
     for axis in axes:
+        axis.set_xlabel("share of little tokens")
+        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axis.legend(fontsize=8, frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -2,7 +2,8 @@
 
 The checkpoint is random (bench/checkpoint.py), so its confidence means nothing: which tokens are sure, and
 how drafts fare, is the demo model's, imposed pass by pass. What the passes cost is measured: the model's own
-code with the engine's experts, one token at a time, behind a short prompt. All ways of decoding take turns.
+code with the engine's experts, one token at a time, behind a short prompt. All ways of decoding take turns,
+in an order that is reversed from round to round.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tqdm import tqdm
 import moerun
 import moerun.hf
 from bench.checkpoint import random_qwen3_moe
+from bench.mobile.quality import DRAFTS, little_k
 from bench.rounds import Spread, waited_s
 from moerun.big_little.passes import Passes
 from moerun.big_little.setup import selection_for
@@ -29,12 +31,18 @@ PROMPT, TOKENS, ROUNDS = 64, 24, 9
 
 
 class Decoding:
-    """One batch of one sequence, and the ways to go on from its prompt by some tokens."""
+    """One batch of one sequence, and the ways to go on from its prompt by some tokens.
 
-    def __init__(self, passes: Passes, generator: torch.Generator) -> None:
-        self._passes = passes
+    Only the ways that use few experts enter the selection: with all experts the model is as without it.
+    """
+
+    def __init__(self, model: Any, little_k: int, prompt: torch.Tensor, generator: torch.Generator) -> None:
+        self.selection = selection_for(model, moerun.BigLittle(little_k=little_k))
+        self._passes = Passes(model, self.selection, torch.ones_like(prompt), Counter())
         self._generator = generator
-        self._prompt = passes.mask.shape[1]
+        self._prompt = prompt.shape[1]
+        with self.selection:
+            self._passes.prefill(prompt)
 
     def _random(self, count: int) -> torch.Tensor:
         return torch.randint(WORDS, (1, count), generator=self._generator)
@@ -78,7 +86,7 @@ class Decoding:
         self._passes.take_back(self._passes.mask.shape[1] - self._prompt)
 
 
-def measure(threads: int, patterns: dict[str, Any]) -> dict[str, Any]:
+def measure(threads: int, patterns: dict[str, Any], rounds: int = ROUNDS) -> dict[str, Any]:
     """Tokens per second of every way of decoding: medians over interleaved rounds, and ratios within them."""
     from transformers.utils import logging
 
@@ -87,27 +95,29 @@ def measure(threads: int, patterns: dict[str, Any]) -> dict[str, Any]:
     model = moerun.hf.from_pretrained(random_qwen3_moe(LAYERS, WORDS), cpu_threads=threads)
     generator = torch.Generator().manual_seed(0)
     prompt = torch.randint(WORDS, (1, PROMPT), generator=generator)
-    counter = Counter()
-    seconds: dict[str, list[float]] = {}
     experts: dict[str, float] = {}
-    with torch.no_grad(), selection_for(model, moerun.BigLittle()) as selection:
-        passes = Passes(model, selection, torch.ones_like(prompt), counter)
-        passes.prefill(prompt)
-        decoding = Decoding(passes, generator)
-        ways = _ways(decoding, patterns)
+    top_k = model.moerun_engine.layers[0].spec.top_k
+    with torch.no_grad():
+        decodings = {
+            share: Decoding(model, little_k(top_k, share), prompt, generator) for share, _ in DRAFTS.values()
+        }
+        ways = _ways(decodings, patterns)
         seconds = {name: [] for name in ways}
         waited, begin = waited_s(), 0.0
-        for number in tqdm(range(ROUNDS + 1), desc="measuring speed", disable=None):
+        for number in tqdm(range(rounds + 1), desc="measuring speed", disable=None):
             if number == 1:  # the first warms up
                 waited, begin = waited_s(), time.perf_counter()
             for name in list(ways) if number % 2 else list(ways)[::-1]:
-                read, started = selection.experts_read, time.perf_counter()
-                made = ways[name]() or TOKENS
+                decoding, way = ways[name]
+                read, started = decoding.selection.experts_read, time.perf_counter()
+                with decoding.selection:
+                    made = way() or TOKENS
                 taken = (time.perf_counter() - started) / made
                 decoding.rewind()
                 if number:
                     seconds[name].append(taken)
-                    experts[name] = experts.get(name, 0.0) + (selection.experts_read - read) / made / ROUNDS
+                    here = (decoding.selection.experts_read - read) / made
+                    experts[name] = experts.get(name, 0.0) + here / rounds
         waiting = (waited_s() - waited) / (time.perf_counter() - begin) / threads
     model.moerun_engine.close()
     return {
@@ -115,12 +125,12 @@ def measure(threads: int, patterns: dict[str, Any]) -> dict[str, Any]:
         "layers": LAYERS,
         "words": WORDS,
         "tokens": TOKENS,
-        "rounds": ROUNDS,
+        "rounds": rounds,
         "waiting": waiting,
         "rows": [
             {
                 "way": name,
-                "tokens_per_s": 1 / Spread.of(times).median,
+                "tokens_per_s": vars(Spread.of([1 / t for t in times])),
                 "over_big": vars(Spread.of([b / t for b, t in zip(seconds["big"], times, strict=True)])),
                 "experts_per_token": experts[name],
             }
@@ -129,12 +139,19 @@ def measure(threads: int, patterns: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _ways(decoding: Decoding, patterns: dict[str, Any]) -> dict[str, Callable[[], int | None]]:
-    ways: dict[str, Callable[[], int | None]] = {"big": decoding.big, "little": decoding.little}
+def _ways(
+    decodings: dict[float, Decoding], patterns: dict[str, Any]
+) -> dict[str, tuple[Decoding, Callable[[], int | None]]]:
+    half = decodings[DRAFTS["half"][0]]
+    ways: dict[str, tuple[Decoding, Callable[[], int | None]]] = {
+        "big": (half, half.big),
+        "little": (half, half.little),
+    }
     for name, pattern in patterns["sure"].items():
         bits = cycle(bit == "1" for bit in pattern["sure"])
-        ways[f"big-little, {name}"] = lambda bits=bits: decoding.big_little(bits)
+        ways[f"big-little, {name}"] = half, lambda bits=bits: half.big_little(bits)
     for name, found in patterns["rounds"].items():
-        rounds = cycle(tuple(r) for r in found)
-        ways[f"lossless, {name}"] = lambda rounds=rounds: decoding.lossless(rounds)
+        drafting = decodings[found["share"]]
+        turns = cycle(tuple(r) for r in found["rounds"])
+        ways[f"lossless, {name}"] = drafting, lambda d=drafting, turns=turns: d.lossless(turns)
     return ways

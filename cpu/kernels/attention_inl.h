@@ -1,4 +1,5 @@
-// Attention of few queries over many keys, and the norm of a row: what AttendArgs and NormArgs describe.
+// Attention of few queries over many keys, weighted sums of rows, and the norm of a row: what AttendArgs,
+// SumRowsArgs and NormArgs describe.
 // Included after a Simd.
 //
 // One thread; keys and values are read once from memory, kAttendKeys at a time: scores of all rows (the dot
@@ -54,24 +55,23 @@ inline float exponentials(float* v, int64_t n, float most) {
   return Simd::sum(sum) + rest;
 }
 
-// out[r][d ..] += sum_t p[r][t] values[t][d ..] for R rows and V vectors of columns; the last vector has
-// `last` columns.
+// out[r][d ..] += sum_t weights[r][t] matrix[t][d ..] for R rows and V vectors of columns; the last vector
+// has `last` columns.
 template <DType T, int R, int V>
-inline void add_values(const AttendArgs& a, int64_t row, int64_t column, int64_t first, int64_t count,
-                       int last) {
-  const float* p = a.scratch + row * kAttendKeys;
-  float* out = a.out + row * a.head_dim + column;
+inline void add_rows(const SumRowsArgs& a, int64_t row, int64_t column, int last) {
+  const float* p = a.weights + row * a.weight_stride;
+  float* out = a.out + row * a.out_stride + column;
   const bool whole = last == Simd::lanes;
   Simd::F sum[R][V];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      const float* from = out + r * a.head_dim + v * Simd::lanes;
+      const float* from = out + r * a.out_stride + v * Simd::lanes;
       sum[r][v] = v + 1 < V || whole ? Simd::load(from) : Simd::load(from, last);
     }
-  const char* values = static_cast<const char*>(a.values) + (first * a.value_stride + column) * size_of(T);
-  for (int64_t t = 0; t < count; ++t, values += a.value_stride * size_of(T)) {
+  const char* values = static_cast<const char*>(a.matrix) + column * size_of(T);
+  for (int64_t t = 0; t < a.count; ++t, values += a.matrix_stride * size_of(T)) {
     Simd::F value[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
@@ -80,7 +80,7 @@ inline void add_values(const AttendArgs& a, int64_t row, int64_t column, int64_t
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      const Simd::F weight = Simd::set1(p[r * kAttendKeys + t]);
+      const Simd::F weight = Simd::set1(p[r * a.weight_stride + t]);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[r][v] = Simd::fmadd(weight, value[v], sum[r][v]);
     }
@@ -89,7 +89,7 @@ inline void add_values(const AttendArgs& a, int64_t row, int64_t column, int64_t
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
-      float* to = out + r * a.head_dim + v * Simd::lanes;
+      float* to = out + r * a.out_stride + v * Simd::lanes;
       if (v + 1 < V || whole)
         Simd::store(to, sum[r][v]);
       else
@@ -98,14 +98,36 @@ inline void add_values(const AttendArgs& a, int64_t row, int64_t column, int64_t
 }
 
 template <DType T, int R>
-inline void add_values(const AttendArgs& a, int64_t row, int64_t first, int64_t count) {
+inline void add_rows(const SumRowsArgs& a, int64_t row) {
   constexpr int64_t kBlock = kAttendVectors * Simd::lanes;
   int64_t d = 0;
-  for (; d + kBlock <= a.head_dim; d += kBlock)
-    add_values<T, R, kAttendVectors>(a, row, d, first, count, Simd::lanes);
-  for (; d < a.head_dim; d += Simd::lanes) {
-    const int64_t left = smaller(Simd::lanes, a.head_dim - d);
-    add_values<T, R, 1>(a, row, d, first, count, static_cast<int>(left));
+  for (; d + kBlock <= a.width; d += kBlock) add_rows<T, R, kAttendVectors>(a, row, d, Simd::lanes);
+  for (; d < a.width; d += Simd::lanes)
+    add_rows<T, R, 1>(a, row, d, static_cast<int>(smaller(Simd::lanes, a.width - d)));
+}
+
+template <DType T>
+inline void add_rows(const SumRowsArgs& a) {
+  int64_t r = 0;
+  for (; r + kAttendRows <= a.rows; r += kAttendRows) add_rows<T, kAttendRows>(a, r);
+  for (; r < a.rows; ++r) add_rows<T, 1>(a, r);
+}
+
+template <DType T>
+void sum_rows_of(const SumRowsArgs& a) {
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t d = 0; d < a.width; ++d) a.out[r * a.out_stride + d] = 0.0f;
+  add_rows<T>(a);
+}
+
+inline void sum_rows(const SumRowsArgs& a) {
+  switch (a.type) {
+    case DType::f32:
+      return sum_rows_of<DType::f32>(a);
+    case DType::f16:
+      return sum_rows_of<DType::f16>(a);
+    case DType::bf16:
+      return sum_rows_of<DType::bf16>(a);
   }
 }
 
@@ -136,24 +158,44 @@ inline void exponentials_of_row(const AttendArgs& a, int64_t r, int64_t first, i
   a.total[r] += exponentials(s, count, a.most[r]);
 }
 
+// scores[r][t] = queries[row + r] . (keys[first + t], more_keys[first + t]) for up to kRowTokens rows
+template <DType T>
+inline void score_rows(const AttendArgs& a, int64_t row, int64_t rows, int64_t first, int64_t count) {
+  using D = F32Dot<T>;
+  const float* x[kRowTokens];
+  for (int64_t i = 0; i < rows; ++i) x[i] = a.queries + (row + i) * a.query_stride;
+  float* scores = a.scratch + row * kAttendKeys;
+  const MatrixView keys{.data = a.keys, .row_stride = a.key_stride};
+  dot_rows<D>(keys, first, count, a.head_dim, x, rows, scores, kAttendKeys, nullptr);
+  if (!a.more_keys) return;
+  for (int64_t i = 0; i < rows; ++i) x[i] += (a.head_dim + kMostLanes - 1) / kMostLanes * kMostLanes;
+  float* rest = a.scratch + a.rows * kAttendKeys;
+  const MatrixView more{.data = a.more_keys, .row_stride = a.more_stride};
+  dot_rows<D>(more, first, count, a.more_dim, x, rows, rest, kAttendKeys, nullptr);
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t t = 0; t < count; ++t) scores[i * kAttendKeys + t] += rest[i * kAttendKeys + t];
+}
+
 template <DType T>
 void attend_over(const AttendArgs& a) {
-  using D = F32Dot<T>;
+  static_assert(kRowTokens * kAttendKeys <= kAttendRest);
   for (int64_t r = 0; r < a.rows; ++r) a.total[r] = 0.0f;
   for (int64_t i = 0; i < a.rows * a.head_dim; ++i) a.out[i] = 0.0f;
-  const MatrixView keys{.data = a.keys, .row_stride = a.key_stride};
   for (int64_t first = 0; first < a.count; first += kAttendKeys) {
     const int64_t count = smaller(kAttendKeys, a.count - first);
-    for (int64_t r = 0; r < a.rows; r += kRowTokens) {
-      const int64_t rows = smaller(kRowTokens, a.rows - r);
-      const float* x[kRowTokens];
-      for (int64_t i = 0; i < rows; ++i) x[i] = a.queries + (r + i) * a.query_stride;
-      dot_rows<D>(keys, first, count, a.head_dim, x, rows, a.scratch + r * kAttendKeys, kAttendKeys, nullptr);
-    }
+    for (int64_t r = 0; r < a.rows; r += kRowTokens)
+      score_rows<T>(a, r, smaller(kRowTokens, a.rows - r), first, count);
     for (int64_t r = 0; r < a.rows; ++r) exponentials_of_row(a, r, first, count);
-    int64_t r = 0;
-    for (; r + kAttendRows <= a.rows; r += kAttendRows) add_values<T, kAttendRows>(a, r, first, count);
-    for (; r < a.rows; ++r) add_values<T, 1>(a, r, first, count);
+    add_rows<T>({.weights = a.scratch,
+                 .weight_stride = kAttendKeys,
+                 .rows = a.rows,
+                 .matrix = static_cast<const char*>(a.values) + first * a.value_stride * size_of(T),
+                 .type = T,
+                 .matrix_stride = a.value_stride,
+                 .count = count,
+                 .width = a.head_dim,
+                 .out = a.out,
+                 .out_stride = a.head_dim});
   }
 }
 

@@ -1,5 +1,6 @@
 // The reference row: the formulas of kernel_table.h as plain loops, for any processor and any strides. What
 // every other row is tested against; fp32 activations and fp32 sums in the order of k.
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -88,11 +89,14 @@ void linear(const LinearArgs& a) {
 }
 
 void attend(const AttendArgs& a) {
+  const int64_t more = (a.head_dim + kMostLanes - 1) / kMostLanes * kMostLanes;
   for (int64_t r = 0; r < a.rows; ++r) {
+    const float* query = a.queries + r * a.query_stride;
     const auto score = [&](int64_t t) {
       float s = 0.0f;
-      for (int64_t d = 0; d < a.head_dim; ++d)
-        s += a.queries[r * a.query_stride + d] * load(a.keys, a.type, t * a.key_stride + d);
+      for (int64_t d = 0; d < a.head_dim; ++d) s += query[d] * load(a.keys, a.type, t * a.key_stride + d);
+      for (int64_t d = 0; d < a.more_dim; ++d)
+        s += query[more + d] * load(a.more_keys, a.type, t * a.more_stride + d);
       return a.bias ? s + a.bias[r / a.rows_per_bias * a.bias_stride + t] : s;
     };
     float* out = a.out + r * a.head_dim;
@@ -107,6 +111,45 @@ void attend(const AttendArgs& a) {
         out[d] += weight * load(a.values, a.type, t * a.value_stride + d);
     }
   }
+}
+
+void attend_prompt(const PromptArgs& a) {
+  for (int64_t r = a.begin; r < a.end; ++r) {
+    const int64_t token = r / a.group, head = r % a.group;
+    const int64_t query = token * a.query_stride + head * a.query_head_stride,
+                  out = token * a.out_stride + head * a.out_head_stride;
+    const int64_t count = a.mask ? a.keys_count : std::min(a.keys_count, a.past + token + 1);
+    const auto score = [&](int64_t t) {
+      float s = 0.0f;
+      for (int64_t d = 0; d < a.head_dim; ++d)
+        s += load(a.queries, a.type, query + d) * load(a.keys, a.type, t * a.key_stride + d);
+      s *= a.scale;
+      if (!a.mask) return s;
+      const int64_t at = token * a.mask_stride + t;
+      if (a.mask_adds) return std::fmax(kPromptUnseen, s + load(a.mask, a.mask_type, at));
+      return static_cast<const uint8_t*>(a.mask)[at] ? s : s + kPromptUnseen;
+    };
+    float most = a.sinks ? a.sinks[head] : score(0);
+    for (int64_t t = 0; t < count; ++t) most = std::fmax(most, score(t));
+    float total = a.sinks ? std::exp(a.sinks[head] - most) : 0.0f;
+    for (int64_t t = 0; t < count; ++t) total += std::exp(score(t) - most);
+    for (int64_t d = 0; d < a.value_dim; ++d) {
+      float sum = 0.0f;
+      for (int64_t t = 0; t < count; ++t)
+        sum += std::exp(score(t) - most) * load(a.values, a.type, t * a.value_stride + d);
+      store(a.out, a.type, out + d, sum / total);
+    }
+  }
+}
+
+void sum_rows(const SumRowsArgs& a) {
+  for (int64_t r = 0; r < a.rows; ++r)
+    for (int64_t d = 0; d < a.width; ++d) {
+      float sum = 0.0f;
+      for (int64_t t = 0; t < a.count; ++t)
+        sum += a.weights[r * a.weight_stride + t] * load(a.matrix, a.type, t * a.matrix_stride + d);
+      a.out[r * a.out_stride + d] = sum;
+    }
 }
 
 void rms_norm(const NormArgs& a) {
@@ -148,7 +191,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .isa = "ref",
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
       .bf16_activations = {},
-      .dense = {attend, rms_norm},
+      .dense = {attend, rms_norm, attend_prompt, sum_rows},
       .convert = convert,
       .quantise = ref_quantise,
       .limits = {.read = read, .dot = {dot_peak}},

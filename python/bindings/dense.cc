@@ -6,6 +6,8 @@
 
 #include <optional>
 
+#include <array>
+
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -81,6 +83,31 @@ cpu::AttentionView make_attention(const cpu::LinearView& query, const cpu::Linea
           .epsilon = epsilon,
           .clip = clip,
           .sinks = at<float>(sinks)};
+}
+
+cpu::AttentionView make_latent_attention(const cpu::LinearView& query,
+                                         const std::optional<cpu::LinearView>& query_up,
+                                         const cpu::LinearView& latent, const cpu::LinearView& expand,
+                                         const cpu::LinearView& attention_output, int64_t heads,
+                                         int64_t head_dim, int64_t rank, int64_t rotated, int64_t value_dim,
+                                         cpu::Pairs pairs, float scale, uintptr_t query_norm,
+                                         uintptr_t latent_norm, float epsilon) {
+  return {.query = query,
+          .key = latent,
+          .output = attention_output,
+          .heads = heads,
+          .kv_heads = 1,
+          .head_dim = head_dim,
+          .scale = scale,
+          .query_norm = at<float>(query_norm),
+          .key_norm = at<float>(latent_norm),
+          .epsilon = epsilon,
+          .latent = {.rank = rank,
+                     .rotated = rotated,
+                     .value_dim = value_dim,
+                     .pairs = pairs,
+                     .query_up = query_up.value_or(cpu::LinearView{}),
+                     .expand = expand}};
 }
 
 // added: the type of a mask whose elements are added to scores
@@ -195,6 +222,39 @@ void run_router(PythonEngine& engine, const cpu::RouterView& layer, int64_t toke
                           .ids = reinterpret_cast<int64_t*>(ids)});
 }
 
+// (address, elements from sequence to sequence, head to head, token to token)
+using Heads = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+cpu::HeadsView heads_view(const Heads& t) {
+  return {reinterpret_cast<void*>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t)};
+}
+
+// sizes: sequences, heads, kv_heads, tokens, keys, head_dim, value_dim
+void run_prompt(PythonEngine& engine, const std::array<int64_t, 7>& sizes, DType type, const Heads& queries,
+                const Heads& keys, const Heads& values, const Heads& out, float scale, uintptr_t mask,
+                const Strides& mask_strides, std::optional<DType> added, uintptr_t sinks) {
+  const auto [sequences, heads, kv_heads, tokens, keys_count, head_dim, value_dim] = sizes;
+  (*engine).attend_prompt({.sequences = sequences,
+                           .heads = heads,
+                           .kv_heads = kv_heads,
+                           .tokens = tokens,
+                           .keys_count = keys_count,
+                           .head_dim = head_dim,
+                           .value_dim = value_dim,
+                           .type = type,
+                           .queries = heads_view(queries),
+                           .keys = heads_view(keys),
+                           .values = heads_view(values),
+                           .out = heads_view(out),
+                           .scale = scale,
+                           .mask = at<void>(mask),
+                           .mask_sequence_stride = mask_strides.first,
+                           .mask_token_stride = mask_strides.second,
+                           .mask_adds = added.has_value(),
+                           .mask_type = added.value_or(DType::f32),
+                           .sinks = at<float>(sinks)});
+}
+
 void run_norm(PythonEngine& engine, uintptr_t weight, int64_t width, float epsilon, int64_t rows,
               const Rows& x, const Rows& out) {
   (*engine).rms_norm({at<float>(weight), width, epsilon}, {.x = at<void>(std::get<0>(x)),
@@ -225,10 +285,18 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .value("none", cpu::HeadNorm::none)
       .value("head", cpu::HeadNorm::head)
       .value("row", cpu::HeadNorm::row);
+  py::enum_<cpu::Pairs>(m, "Pairs")
+      .value("halves", cpu::Pairs::halves)
+      .value("neighbours", cpu::Pairs::neighbours)
+      .value("neighbours_to_halves", cpu::Pairs::neighbours_to_halves);
   py::class_<cpu::AttentionView>(m, "AttentionView")
       .def(py::init(&make_attention), py::arg("query"), py::arg("key"), py::arg("value"), py::arg("output"),
            py::arg("heads"), py::arg("kv_heads"), py::arg("head_dim"), py::arg("scale"), py::arg("norm"),
-           py::arg("query_norm"), py::arg("key_norm"), py::arg("epsilon"), py::arg("clip"), py::arg("sinks"));
+           py::arg("query_norm"), py::arg("key_norm"), py::arg("epsilon"), py::arg("clip"), py::arg("sinks"))
+      .def(py::init(&make_latent_attention), py::arg("query"), py::arg("query_up"), py::arg("latent"),
+           py::arg("expand"), py::arg("output"), py::arg("heads"), py::arg("head_dim"), py::arg("rank"),
+           py::arg("rotated"), py::arg("value_dim"), py::arg("pairs"), py::arg("scale"),
+           py::arg("query_norm"), py::arg("latent_norm"), py::arg("epsilon"));
   py::class_<cpu::AttentionBatch>(m, "AttentionBatch")
       .def(py::init(&attention_batch), py::arg("sequences"), py::arg("tokens"), py::arg("x"), py::arg("out"),
            py::arg("cos"), py::arg("sin"), py::arg("rotated"), py::arg("keys"), py::arg("values"),
@@ -259,6 +327,9 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
             (*e).attention(layer, batch);
           },
           py::arg("layer"), py::arg("batch"), release)
+      .def("attend_prompt", run_prompt, py::arg("sizes"), py::arg("type"), py::arg("queries"),
+           py::arg("keys"), py::arg("values"), py::arg("out"), py::arg("scale"), py::arg("mask"),
+           py::arg("mask_strides"), py::arg("added"), py::arg("sinks"), release)
       .def("decode", run_decode, py::arg("stack"), py::arg("sequences"), py::arg("tokens"), py::arg("x"),
            py::arg("out"), py::arg("kept"), py::arg("cos"), py::arg("sin"), py::arg("rotated"),
            py::arg("caches"), py::arg("past"), py::arg("mask"), py::arg("mask_strides"),

@@ -89,13 +89,13 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
 // [tokens, k]
 using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 
-// As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
-using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double>>;
+// As moerun.policy.fit takes them: (experts, tokens, share, us) and (bytes, us).
+using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double, double>>;
 using CopyTuples = std::vector<std::tuple<int64_t, double>>;
 
 ComputeTuples tuples_of(const std::vector<policy::ComputePoint>& points) {
   ComputeTuples out;
-  for (const policy::ComputePoint& p : points) out.emplace_back(p.experts, p.tokens, p.us);
+  for (const policy::ComputePoint& p : points) out.emplace_back(p.experts, p.tokens, p.share, p.us);
   return out;
 }
 
@@ -105,9 +105,8 @@ CopyTuples tuples_of(const std::vector<policy::CopyPoint>& points) {
   return out;
 }
 
-// Waits in slices, so that Ctrl-C is seen. After work on the device only until it is enqueued: then its
-// stream waits.
-void wait(const JobRef& job) {
+// In slices, so that Ctrl-C is seen.
+void wait_until_done(const JobRef& job) {
   constexpr std::chrono::milliseconds kSlice{50};
   for (bool done = false; !done;) {
     {
@@ -117,6 +116,17 @@ void wait(const JobRef& job) {
     if (!done && PyErr_CheckSignals() != 0) throw py::error_already_set();
   }
   job->rethrow();
+}
+
+bool stream_waits(const JobRef& job) {
+  const StreamOrder* const order = job->order();
+  return order && order->stream_waits();
+}
+
+// Of work on the device: until its stream waits for it.
+void wait(const JobRef& job) {
+  if (stream_waits(job)) return job->rethrow();
+  wait_until_done(job);
   if (StreamOrder* order = job->order()) order->join();
 }
 
@@ -202,9 +212,11 @@ void bind_engine(py::module_& m) {
       .def_property_readonly("index", &Layer::index)
       .def_property_readonly("expert_bytes", &Layer::expert_bytes);
 
-  py::class_<JobRef>(m, "Job").def("wait", wait).def("done", [](const JobRef& job) {
-    return job->wait_for(std::chrono::milliseconds(0));
-  });
+  py::class_<JobRef>(m, "Job")
+      .def("wait", wait)
+      .def("wait_until_done", wait_until_done)
+      .def_property_readonly("stream_waits", stream_waits)
+      .def("done", [](const JobRef& job) { return job->wait_for(std::chrono::milliseconds(0)); });
 
   py::class_<cpu::Batch>(m, "Batch")
       .def(py::init(&make_batch), py::arg("tokens"), py::arg("top_k"), py::arg("x"), py::arg("ids"),
@@ -290,6 +302,9 @@ void bind_engine(py::module_& m) {
           py::arg("layer"), py::arg("batch"), py::call_guard<py::gil_scoped_release>())
       .def("submit", &PythonEngine::submit, py::arg("layer"), py::arg("batch"), py::arg("arrays"),
            py::arg("stream") = std::nullopt)
+      .def(
+          "synchronize", [](PythonEngine& e) { (*e).synchronize(); },
+          py::call_guard<py::gil_scoped_release>())
       .def(
           "keep",
           [](PythonEngine& e, const std::shared_ptr<Layer>& layer, std::vector<int32_t> experts, bool kept) {

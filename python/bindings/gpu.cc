@@ -16,14 +16,15 @@ namespace moerun {
 namespace {
 
 GpuOptions make_options(int device, const std::string& schedule, const std::string& cache, bool prefetch,
-                        int64_t time_every, bool history, bool pin, std::optional<int64_t> cache_bytes,
-                        std::optional<double> cache_fraction) {
+                        int64_t time_every, bool history, bool stream_waits, bool pin,
+                        std::optional<int64_t> cache_bytes, std::optional<double> cache_fraction) {
   GpuOptions options{.device = device,
                      .schedule = policy::split_method(schedule),
                      .cache = policy::cache_policy(cache),
                      .prefetch = prefetch,
                      .time_every = time_every,
                      .history = history,
+                     .stream_waits = stream_waits,
                      .pin = pin,
                      .budget = {}};
   if (cache_bytes) options.budget = {GpuBudget::Kind::bytes, *cache_bytes, 0};
@@ -64,8 +65,8 @@ void bind_gpu(py::module_& m) {
   py::class_<GpuOptions>(m, "GpuOptions")
       .def(py::init(&make_options), py::kw_only(), py::arg("device") = 0, py::arg("schedule") = "balanced",
            py::arg("cache") = "mrs", py::arg("prefetch") = true, py::arg("time_every") = 1,
-           py::arg("history") = false, py::arg("pin") = true, py::arg("cache_bytes") = std::nullopt,
-           py::arg("cache_fraction") = std::nullopt);
+           py::arg("history") = false, py::arg("stream_waits") = true, py::arg("pin") = true,
+           py::arg("cache_bytes") = std::nullopt, py::arg("cache_fraction") = std::nullopt);
 
   py::class_<cuda::CompiledKernel>(m, "CompiledKernel")
       .def(py::init(&make_kernel), py::kw_only(), py::arg("function"), py::arg("image"),

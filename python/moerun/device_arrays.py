@@ -104,3 +104,15 @@ def on_stream(handle: int, x: Any) -> AbstractContextManager[Any]:
     if handle == cuda.current_stream(x.device).cuda_stream:
         return nullcontext()
     return cuda.stream(cuda.ExternalStream(handle, device=x.device))
+
+
+def record_stream(array: Any, handle: int) -> None:
+    """Tells torch, before it uses a tensor's memory again, that work of the stream uses it too.
+
+    Needless, and not done, for the current stream, which tensors come from.
+    """
+    if not tensors.is_torch(array):
+        return
+    cuda = sys.modules["torch"].cuda
+    if handle != cuda.current_stream(array.device).cuda_stream:
+        array.record_stream(cuda.ExternalStream(handle, device=array.device))

@@ -7,7 +7,14 @@ from typing import Any
 
 from moerun import _core, tensors
 from moerun.batch import check_batch
-from moerun.device_arrays import DeviceArray, address_of, as_device_array, on_stream, stream_handle
+from moerun.device_arrays import (
+    DeviceArray,
+    address_of,
+    as_device_array,
+    on_stream,
+    record_stream,
+    stream_handle,
+)
 from moerun.layer_spec import LayerSpec
 
 
@@ -41,6 +48,8 @@ class DeviceCall:
                     "out is needed for an x that is no torch tensor: contiguous, on the GPU, writable, "
                     f"{tensors.dtype_name(x)} as x is, and not overlapping the other arrays"
                 )
+        for array in (x, ids, weights, result):
+            record_stream(array, self.stream)
         self._result = result
         self.compute_dtype = tensors.format_name(x)
         self._keep = (x, ids, weights)

@@ -45,6 +45,7 @@ def _make_core(config: EngineConfig) -> _core.Engine:
         prefetch=config.prefetch != "none",
         time_every=config.time_every,
         history=config.predictor == "history",
+        stream_waits=config.stream_wait == "auto",
         pin=config.store != "staged",
         cache_bytes=size if isinstance(size, int) else None,
         cache_fraction=size if isinstance(size, float) else None,
@@ -324,8 +325,28 @@ class Engine:
         """
         self._core.write_trace(os.fspath(path))
 
+    def synchronize(self) -> None:
+        """Waits until all submitted work is done, on the GPU too.
+
+        Raises
+        ------
+        moerun.GpuError
+            A batch on the GPU has gone wrong, and no call has raised it yet.
+        RuntimeError
+            The engine is closed or came through a fork.
+        """
+        self._core.synchronize()
+
     def close(self) -> None:
-        """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError."""
+        """Finishes submitted work and ends the engine's threads. Later calls raise RuntimeError.
+
+        An error of a batch on the GPU that no call has raised is logged (logger ``moerun``).
+        """
+        if self._gpu is not None and not self._core.closed:
+            try:
+                self._core.synchronize()
+            except GpuError as error:
+                _log.error("the engine is closed, and %s", str(error))  # no traceback is kept
         self._core.close()
         if self._usage is not None:
             self._usage.save()

@@ -17,6 +17,7 @@ PREFETCHES = ("impact", "none")
 PREDICTORS = ("corrected", "gates", "history")
 STORES = ("auto", "pinned", "staged")
 CALIBRATIONS = ("once", "cached", "off")
+STREAM_WAITS = ("auto", "never")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class EngineConfig:
         $MOERUN_CACHE, and timed when a layer is added if it is not there, which takes seconds; "cached": only
         what is there; "off": a guess. Costs are learned from what is observed in any case. None means the
         environment variable MOERUN_CALIBRATE, or "once". Engines without a GPU have nothing to plan.
+    stream_wait
+        How a stream of the caller's comes behind a batch of arrays on the GPU. "auto": it waits, on the
+        device, for a value in memory that the batch will write, and the caller waits for nothing, wherever
+        that is known not to stop the engine; "never": the caller is held up until the batch is enqueued, the
+        CPU's share included, and the stream waits for an event. The result is the same.
     time_every
         The GPU's work is timed in every so manieth batch that it has a share of, for the statistics, the
         timeline and the cost model: 1 is each. Timing is a few calls to the driver for every launch and copy.
@@ -79,6 +85,7 @@ class EngineConfig:
     store: str = "auto"
     warm_start: bool = True
     calibrate: str | None = None
+    stream_wait: str = "auto"
     time_every: int = 1
     cpu_threads: int | None = None
     isa: str | None = None
@@ -91,6 +98,7 @@ class EngineConfig:
             "prefetch": PREFETCHES,
             "predictor": PREDICTORS,
             "store": STORES,
+            "stream_wait": STREAM_WAITS,
         }
         if self.calibrate is not None:
             known["calibrate"] = CALIBRATIONS

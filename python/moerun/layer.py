@@ -41,7 +41,9 @@ class Layer:
             ``[tokens, H]`` float32, float16 or bfloat16; torch (any device), numpy, DLPack, or contiguous
             with __cuda_array_interface__ (then with ``out``). On the engine's GPU it is read where it lies,
             in the order of torch's current stream, and the result is ordered there: nothing waits for the
-            device but the work that follows in the stream.
+            device, or for the CPU's share, but the work that follows in the stream. An error that comes
+            later fills the result with NaN, and is raised by the next call of forward, submit or
+            Engine.synchronize.
         topk_ids
             ``[tokens, k]`` int32 or int64, any k >= 0. Ids below 0 or from E on are skipped (expert-parallel
             sentinels); an id that occurs twice counts twice.
@@ -59,7 +61,7 @@ class Layer:
         ValueError, TypeError
             Shapes or types that do not fit, before any work starts.
         RuntimeError
-            The engine is closed or came through a fork.
+            The engine is closed or came through a fork, or x's stream is being captured in a CUDA graph.
         """
         if self._on_engine_gpu(x):
             return self._start_on_gpu(x, topk_ids, topk_weights, out, None).wait()
@@ -78,8 +80,9 @@ class Layer:
         ----------
         stream
             For arrays on the engine's GPU: the CUDA stream (torch.cuda.Stream, or its handle as an int) that
-            the work comes behind, and that ``Handle.wait`` orders behind the work. None: torch's current one,
-            or what x's __cuda_array_interface__ names.
+            the work comes behind, and that comes behind the work at once, or where it cannot
+            (EngineConfig.stream_wait), when ``Handle.wait`` is called. None: torch's current one, or what x's
+            __cuda_array_interface__ names.
         out
             As for forward.
 
@@ -96,7 +99,7 @@ class Layer:
             )
         call = Call(self.spec, x, topk_ids, topk_weights, out)
         self._ensure_kernels(call)
-        return Handle(call, self.engine._core.submit(self._core, call.batch, call))
+        return Handle(self.engine, call, self.engine._core.submit(self._core, call.batch, call))
 
     def _on_engine_gpu(self, x: Any) -> bool:
         return self.engine.gpu is not None and lies_on_gpu(x)
@@ -104,7 +107,7 @@ class Layer:
     def _start_on_gpu(self, x: Any, topk_ids: Any, topk_weights: Any, out: Any, stream: Any) -> Handle:
         call = DeviceCall(self.spec, x, topk_ids, topk_weights, out, stream)
         self._ensure_kernels(call)
-        return Handle(call, self.engine._core.submit(self._core, call.batch, call, call.stream))
+        return Handle(self.engine, call, self.engine._core.submit(self._core, call.batch, call, call.stream))
 
     def _ensure_kernels(self, call: Call | DeviceCall) -> None:
         kernels = self.engine._kernels
@@ -179,16 +182,17 @@ class Layer:
 class Handle:
     """Work that Layer.submit started."""
 
-    def __init__(self, call: Call | DeviceCall, job: _core.Job) -> None:
+    def __init__(self, engine: Engine, call: Call | DeviceCall, job: _core.Job) -> None:
+        self._engine = engine
         self._call = call
         self._job = job
 
     def wait(self, out: Any = None) -> Any:
         """Waits for the result and returns it; what the work raised is raised here. Ctrl-C interrupts.
 
-        ``out`` ``[tokens, H]`` receives a copy, if given. Of arrays on the GPU only the CPU's share is waited
-        for here; for the rest waits the stream, on the device. An error that comes so late is raised by the
-        engine's next batch.
+        ``out`` ``[tokens, H]`` receives a copy, if given. For arrays on the GPU the stream waits, on the
+        device, and this only makes sure that it does. An error that comes later is raised by the engine's
+        next batch, or by ``synchronize``.
         """
         self._job.wait()
         if out is None:
@@ -196,6 +200,13 @@ class Handle:
         self._call.copy_result(out)
         return out
 
+    def synchronize(self) -> Any:
+        """As ``wait()``, and waits until the GPU is done with the batch too: no error comes after this."""
+        self._job.wait_until_done()
+        if not self._job.stream_waits:  # the job counts as done when all is enqueued
+            self._engine._core.synchronize()
+        return self.wait()
+
     def done(self) -> bool:
-        """Whether the result is there; of arrays on the GPU, whether all work for it is enqueued."""
+        """Whether the result is there; of arrays on the GPU, at least whether all work for it is enqueued."""
         return self._job.done()

@@ -39,7 +39,7 @@ void DmaQueue::copy(State& state, int64_t bytes) {
   if (c.pinned) {
     stream_.copy_to_device(c.to + state.started, c.from + state.started, bytes);
   } else {
-    if (!staging_) staging_ = std::make_unique<Staging>(context_);
+    reserve_staging();
     staging_->copy_to_device(stream_, c.to + state.started, c.from + state.started, bytes);
   }
   state.started += bytes;

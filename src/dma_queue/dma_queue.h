@@ -45,6 +45,12 @@ class DmaQueue {
   // Whether demand copies are timed from now on; else they have no begin, and are not booked.
   void time_copies(bool timed) { timed_ = timed; }
 
+  // The buffers for memory that is not pinned, which else are made when the first copy needs them. Throws
+  // GpuOutOfMemory.
+  void reserve_staging() {
+    if (!staging_) staging_ = std::make_unique<Staging>(context_);
+  }
+
   // Starts the whole copy now, before every chunk that has not started.
   void demand(const ExpertCopy& copy);
   // Queues the copy behind the other prefetches; pump() starts it.

@@ -1,6 +1,7 @@
 #include "src/engine/engine.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
@@ -83,6 +84,7 @@ Engine::Engine(const EngineOptions& options)
       forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
+      prompt_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
       decoder_(kernels_, attention_, router_, forward_),
       model_(kernels_, forward_.team(), decoder_, linear_),
@@ -100,6 +102,7 @@ Engine::Engine(const EngineOptions& options)
                              .history = gpu.history,
                              .cache_bytes = cache_bytes(gpu.budget, context->memory())};
   context_ = context;
+  gate_ = std::make_shared<StreamGate>(context, gpu.stream_waits);
   hybrid_ = std::make_unique<HybridForward>(hybrid, std::move(context), kernels_, forward_, trace_);
   scheduler_ = std::make_unique<Scheduler>([this] {
     const std::lock_guard lock(mutex_);
@@ -138,16 +141,28 @@ std::shared_ptr<Layer> Engine::add_layer(const LayerShape& shape, std::vector<Ex
   Placement placement;
   if (split.nodes() > 1 && !gpu_options_)  // page-locked memory cannot be moved
     placement = place(bytes_of_nodes(experts, shape.format, shape.hidden, shape.inter, split), split);
-  const std::lock_guard lock(mutex_);
-  placement_.placed_bytes += placement.placed_bytes;
-  placement_.elsewhere_bytes += placement.elsewhere_bytes;
-  auto layer =
-      std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts), std::move(owner));
-  if (gpu_options_) {
-    hybrid().add_layer({layer->view(), blobs, shape.top_k, shape.bias});
-    if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
+  std::shared_ptr<Layer> layer;
+  const auto add = [&] {
+    const std::lock_guard lock(mutex_);
+    placement_.placed_bytes += placement.placed_bytes;
+    placement_.elsewhere_bytes += placement.elsewhere_bytes;
+    layer = std::make_shared<Layer>(static_cast<int>(layers_.size()), shape, std::move(experts),
+                                    std::move(owner));
+    if (gpu_options_) {
+      hybrid().add_layer({layer->view(), blobs, shape.top_k, shape.bias});
+      forget_reserved();
+      if (!blobs->pinned() && why_not_pinned_.empty()) why_not_pinned_ = blobs->why_not_pinned();
+    }
+    layers_.push_back(layer);
+  };
+  if (!gpu_options_) {
+    add();
+  } else {  // the caches change: no stream may wait for a batch then
+    gate()->between_submissions([&] {
+      run_on_scheduler([] {});
+      add();
+    });
   }
-  layers_.push_back(layer);
   return layer;
 }
 
@@ -171,6 +186,13 @@ cuda::ContextPtr Engine::gpu() const {
   const std::lock_guard lock(context_mutex_);
   if (!context_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
   return context_;
+}
+
+std::shared_ptr<StreamGate> Engine::gate() const {
+  check_usable();
+  const std::lock_guard lock(context_mutex_);
+  if (!gate_) throw InvalidState("this engine runs on the CPU; create one with device=\"cuda\"");
+  return gate_;
 }
 
 std::string Engine::why_not_pinned() const {
@@ -203,7 +225,14 @@ void Engine::run_where_batches_run(Work&& work) {
 }
 
 void Engine::forward(Layer& layer, const cpu::Batch& batch) {
-  run_where_batches_run([&] { compute(layer, batch); });
+  run_where_batches_run([&] {
+    if (gpu_options_) scheduler_->throw_earlier_failure();
+    compute(layer, batch);
+  });
+}
+
+void Engine::synchronize() {
+  run_on_scheduler([&] { scheduler_->throw_earlier_failure(); });
 }
 
 std::vector<policy::ComputePoint> Engine::time_cpu(const Layer& layer, DType x_type) {
@@ -282,6 +311,10 @@ void Engine::attention(const cpu::AttentionView& layer, const cpu::AttentionBatc
   run_dense("attention", batch.sequences * batch.tokens, [&] { attention_.run(layer, batch); });
 }
 
+void Engine::attend_prompt(const cpu::PromptBatch& batch) {
+  run_dense("attention", batch.sequences * batch.tokens, [&] { prompt_.run(batch); });
+}
+
 void Engine::route(const cpu::RouterView& layer, const cpu::RouterBatch& batch) {
   run_dense("router", batch.tokens, [&] { router_.run(layer, batch); });
 }
@@ -304,6 +337,7 @@ void Engine::start() {
 
 JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch) {
   check_usable();
+  scheduler_->throw_earlier_failure();
   return scheduler_->submit([this, layer = std::move(layer), batch] { compute(*layer, batch); });
 }
 
@@ -313,12 +347,36 @@ JobRef Engine::submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uin
   if (batch.x_stride != hidden || batch.out_stride != hidden || batch.x_type != batch.out_type ||
       r.ids_stride != r.top_k || r.weights_stride != r.top_k)
     throw InvalidArgument("arrays on the GPU must be contiguous, and out of x's type");
-  const cuda::ContextPtr context = gpu();
+  const std::shared_ptr<StreamGate> gate = this->gate();
+  scheduler_->throw_earlier_failure();
+  const auto needs_memory = [&batch, layer = layer.get()] {
+    const int64_t reserved = layer->reserved_tokens[static_cast<int>(batch.x_type)];
+    return reserved == 0 || batch.routing.tokens > reserved || batch.routing.top_k > layer->shape().top_k;
+  };
   JobRef job =
-      scheduler_->make([this, layer = std::move(layer), batch](Job& self) { compute(*layer, batch, &self); });
-  job->order_behind(context, stream);
-  scheduler_->submit(job);
+      scheduler_->make([this, layer = layer, batch](Job& self) { compute_on_device(*layer, batch, self); });
+  gate->submit(*scheduler_, job, cuda::StreamView::borrow(*gpu(), stream), needs_memory,
+               [this](const cuda::StreamView& other) { return go_on_beside(other); });
   return job;
+}
+
+// Whether the engine's streams go on while the caller's waits.
+bool Engine::go_on_beside(const cuda::StreamView& stream) {
+  bool do_go_on = false;
+  run_on_scheduler([&] {
+    const std::lock_guard lock(mutex_);
+    hybrid_->context()->make_current();
+    do_go_on = gate_->go_on_beside(stream, hybrid_->streams());
+  });
+  return do_go_on;
+}
+
+// Work that needs no memory and that nobody waits for.
+template <class Work>
+void Engine::submit_aside(Work&& work) {
+  JobRef job = scheduler_->make(std::forward<Work>(work));
+  job->set_allocates(false);
+  scheduler_->submit(std::move(job));
 }
 
 void Engine::keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bool kept) {
@@ -329,7 +387,7 @@ void Engine::keep(std::shared_ptr<Layer> layer, std::vector<int32_t> experts, bo
       throw InvalidArgument("expert " + std::to_string(expert) +
                             " cannot be kept: the layer has experts 0 to " +
                             std::to_string(layer->shape().num_experts - 1));
-  scheduler_->submit([this, layer = std::move(layer), experts = std::move(experts), kept] {
+  submit_aside([this, layer = std::move(layer), experts = std::move(experts), kept] {
     const std::lock_guard lock(mutex_);
     hybrid_->keep(layer->index(), experts, kept);
   });
@@ -345,32 +403,60 @@ void Engine::hint(std::shared_ptr<Layer> layer, std::span<const int64_t> ids, in
     ++loads[ids[i]];
     ranks[ids[i]] = std::min(ranks[ids[i]], static_cast<int32_t>(static_cast<int64_t>(i) % k));
   }
-  scheduler_->submit(
+  submit_aside(
       [this, layer = std::move(layer), loads = std::move(loads), ranks = std::move(ranks), distance] {
         const std::lock_guard lock(mutex_);
         hybrid_->hint(layer->index(), loads, ranks, distance);
       });
 }
 
-void Engine::compute(Layer& layer, const cpu::Batch& batch, Job* on_device) {
-  const std::lock_guard lock(mutex_);
+// While mutex_ is held.
+void Engine::forget_reserved() {
+  for (const auto& layer : layers_)
+    for (std::atomic<int64_t>& tokens : layer->reserved_tokens) tokens = 0;
+}
+
+// Books a batch that CPU and GPU run together. While mutex_ is held.
+template <class Run>
+void Engine::book(Layer& layer, Run&& run) {
   Bookkeeper bookkeeper(layer, trace_);
-  if (hybrid_) {
-    const double before = layer.stats.seconds;
-    const auto begin = cpu::Clock::now();
-    if (on_device) {
-      StreamOrder& order = *on_device->order();
-      const DeviceBatch device{batch, order.given(), order.done(),
-                               [on_device] { on_device->finish_early(); }};
-      hybrid_->run(layer.index(), device, bookkeeper);
-    } else {
-      hybrid_->run(layer.index(), batch, bookkeeper);
-    }
-    layer.stats.seconds = before + std::chrono::duration<double>(cpu::Clock::now() - begin).count();
-  } else {
-    forward_.run(layer.view(), batch, bookkeeper);
+  const double before = layer.stats.seconds;
+  const auto begin = cpu::Clock::now();
+  try {
+    run(bookkeeper);
+  } catch (...) {
+    forget_reserved();  // the next batch may find less memory than there was
+    throw;
   }
+  layer.stats.seconds = before + std::chrono::duration<double>(cpu::Clock::now() - begin).count();
   ++layer.stats.batches;
+  if (std::exchange(times_caches_made_, hybrid_->times_caches_made()) == times_caches_made_) return;
+  forget_reserved();
+  gate_->forget_trials();
+}
+
+void Engine::compute(Layer& layer, const cpu::Batch& batch) {
+  const std::lock_guard lock(mutex_);
+  if (hybrid_)
+    return book(layer, [&](cpu::Observer& observer) { hybrid_->run(layer.index(), batch, observer); });
+  Bookkeeper bookkeeper(layer, trace_);
+  forward_.run(layer.view(), batch, bookkeeper);
+  ++layer.stats.batches;
+}
+
+void Engine::compute_on_device(Layer& layer, const cpu::Batch& batch, Job& job) {
+  const std::lock_guard lock(mutex_);
+  const bool stream_waits = job.order()->stream_waits();
+  const DeviceBatch device{.batch = batch,
+                           .order = *job.order(),
+                           .enqueued =
+                               [&] {
+                                 if (!stream_waits) job.finish_early();
+                               },
+                           .allocates = job.allocates()};
+  std::atomic<int64_t>& reserved = layer.reserved_tokens[static_cast<int>(batch.x_type)];
+  book(layer, [&](cpu::Observer& observer) { hybrid_->run(layer.index(), device, observer); });
+  if (device.allocates) reserved = hybrid_->reserve(layer.index(), batch.x_type, batch.routing.tokens);
 }
 
 EngineStats Engine::stats() const {
@@ -380,7 +466,8 @@ EngineStats Engine::stats() const {
   s.cpu_threads = forward_.team().size();
   s.isa = kernels_.isa;
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
-                      router_.workspace_bytes() + decoder_.workspace_bytes() + model_.workspace_bytes();
+                      prompt_.workspace_bytes() + router_.workspace_bytes() + decoder_.workspace_bytes() +
+                      model_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
   s.numa_nodes = forward_.split().nodes();
   s.placement = placement_;
@@ -403,6 +490,7 @@ void Engine::close() {
   last_gpu_stats_ = hybrid_->stats();
   hybrid_.reset();
   const std::lock_guard context_lock(context_mutex_);
+  gate_.reset();
   context_.reset();
 }
 

@@ -14,6 +14,7 @@
 #include "cpu/model_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
+#include "cpu/prompt_forward.h"
 #include "cpu/router_forward.h"
 #include "src/engine/decoder_stack.h"
 #include "src/engine/gpu_store.h"
@@ -21,6 +22,7 @@
 #include "src/expert_store/node_placement.h"
 #include "src/scheduler/hybrid_forward.h"
 #include "src/scheduler/scheduler.h"
+#include "src/scheduler/stream_gate.h"
 #include "src/trace/trace.h"
 
 namespace moerun {
@@ -77,10 +79,16 @@ class Engine {
 
   // Returns at once; the memory behind `batch` must live until the job is done.
   JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch);
-  // The same for arrays on the engine's GPU, behind what a stream of the caller's has been given. The job is
-  // done when all work is enqueued; then StreamOrder::join makes the stream wait for it. Rows must lie behind
-  // each other, and out, of x's type, may overlap nothing. Throws InvalidState without a GPU, GpuError.
+  // The same for arrays on the engine's GPU, behind what a stream of the caller's has been given, and before
+  // what it is given afterwards (StreamGate): if StreamOrder::stream_waits(), now, and the job is done when
+  // the device is; else the job is done when all work is enqueued, and then StreamOrder::join makes the
+  // stream wait. Rows must lie behind each other, and out, of x's type, may overlap nothing. Throws
+  // InvalidState without a GPU and for a stream that is being captured, GpuError.
   JobRef submit(std::shared_ptr<Layer> layer, const cpu::Batch& batch, uintptr_t stream);
+
+  // Waits until everything that was submitted is done. Throws what a batch on the device threw that nobody
+  // has been told of; so do forward and submit.
+  void synchronize();
 
   // What is predicted of the layer's next batch: the experts that each token will probably choose, the most
   // probable first, ids [tokens, k]; made `distance` layers before, or when the last one ran (0). Ids outside
@@ -92,6 +100,7 @@ class Engine {
   // does.
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
   void attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch);
+  void attend_prompt(const cpu::PromptBatch& batch);
   void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
   void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
@@ -114,7 +123,14 @@ class Engine {
   void check_process()
       const;  // throws InvalidState in the child of a fork, where any lock may be held by nobody
   void check_usable() const;
-  void compute(Layer& layer, const cpu::Batch& batch, Job* on_device = nullptr);
+  void compute(Layer& layer, const cpu::Batch& batch);
+  void compute_on_device(Layer& layer, const cpu::Batch& batch, Job& job);
+  void forget_reserved();
+  template <class Run>
+  void book(Layer& layer, Run&& run);
+  bool go_on_beside(const cuda::StreamView& stream);
+  template <class Work>
+  void submit_aside(Work&& work);
   template <class Work>
   void run_here(Work&& work);
   template <class Work>
@@ -126,6 +142,7 @@ class Engine {
   template <class Work>
   void run_where_batches_run(Work&& work);
   HybridForward& hybrid() const;  // while mutex_ is held
+  std::shared_ptr<StreamGate> gate() const;
 
   const int fork_generation_;
   const cpu::KernelTable& kernels_;
@@ -134,6 +151,7 @@ class Engine {
   cpu::MoeForward forward_;
   cpu::LinearForward linear_;
   cpu::AttentionForward attention_;
+  cpu::PromptForward prompt_;
   cpu::RouterForward router_;
   cpu::DecoderForward decoder_;
   cpu::ModelForward model_;
@@ -143,9 +161,11 @@ class Engine {
   Trace trace_;
   const std::optional<GpuOptions> gpu_options_;
   std::unique_ptr<HybridForward> hybrid_;  // null without a GPU, and once closed
-  mutable std::mutex context_mutex_;       // guards context_, which is asked for while a batch runs
+  mutable std::mutex context_mutex_;       // guards what is asked for while a batch runs:
   cuda::ContextPtr context_;               // null without a GPU, and once closed
+  std::shared_ptr<StreamGate> gate_;       // the same; guards itself
   std::optional<HybridStats> last_gpu_stats_;
+  int64_t times_caches_made_ = 0;
   std::string why_not_pinned_;
   std::unique_ptr<Scheduler> scheduler_;
 };

@@ -26,9 +26,10 @@ struct GpuOptions {
   policy::SplitMethod schedule = policy::SplitMethod::balanced;
   policy::CachePolicy cache = policy::CachePolicy::mrs;
   bool prefetch = true;
-  int64_t time_every = 1;  // batches
-  bool history = false;    // predictions (HybridOptions)
-  bool pin = true;         // the experts' host memory
+  int64_t time_every = 1;    // batches
+  bool history = false;      // predictions (HybridOptions)
+  bool stream_waits = true;  // for batches on the device, so that no caller does (StreamGate)
+  bool pin = true;           // the experts' host memory
   GpuBudget budget;
 };
 

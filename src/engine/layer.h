@@ -1,6 +1,7 @@
 // One layer of experts as the engine keeps it: its shape, where its weights lie, and what it has done so far.
 #pragma once
 #include <array>
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -37,6 +38,10 @@ class Layer {
   int64_t expert_bytes() const;  // the weights of one expert with their scales, without biases
 
   LayerStats stats;  // guarded by the engine
+
+  // Batches on the device of up to so many tokens, by the type of x, need no memory that is not there
+  // (HybridForward::reserve). The scheduler's thread sets it, submitting threads read it.
+  std::array<std::atomic<int64_t>, 3> reserved_tokens{};
 
  private:
   const int index_;

@@ -25,6 +25,13 @@ DeviceInbox::DeviceInbox(const cuda::ContextPtr& context)
       x_(context),
       out_(context) {}
 
+void DeviceInbox::reserve(int64_t x_bytes, int64_t pairs) {
+  constexpr int64_t kMostPairBytes = 8 + 4, kAlignment = 16;  // an id and a weight
+  routing_.at_least(std::max(pairs * kMostPairBytes + kAlignment, kSmallest));
+  x_.at_least(std::max(x_bytes, kSmallest));
+  out_.at_least(std::max(x_bytes, kSmallest));
+}
+
 const cpu::Batch& DeviceInbox::fetch(const DeviceBatch& device) {
   const cpu::Batch& b = device.batch;
   const cpu::Routing& r = b.routing;
@@ -42,7 +49,7 @@ const cpu::Batch& DeviceInbox::fetch(const DeviceBatch& device) {
   host_.routing.ids = ids;
   host_.routing.weights = ids + weights_at;
 
-  stream_.wait(device.given);
+  stream_.wait(device.order.given());
   if (pairs == 0) return host_;
   stream_.copy_to_host(ids, address(r.ids), id_bytes);
   stream_.copy_to_host(ids + weights_at, address(r.weights), weight_bytes);

@@ -8,19 +8,23 @@
 #include "cpu/moe_forward.h"
 #include "cuda/handles.h"
 #include "src/scheduler/device_buffers.h"
+#include "src/scheduler/stream_order.h"
 
 namespace moerun {
 
 struct DeviceBatch {
-  cpu::Batch batch;          // addresses on the device; rows behind each other, out of x's type and elsewhere
-  const cuda::Event& given;  // behind it x, ids and weights may be read, and out be written
-  cuda::Event& done;         // to be recorded behind the last access to any of them
-  std::function<void()> enqueued;  // called once, when `done` has been recorded
+  cpu::Batch batch;    // addresses on the device; rows behind each other, out of x's type and elsewhere
+  StreamOrder& order;  // what is given may be read, and out be written; to be ended behind the last of it
+  std::function<void()> enqueued;  // called once, when the order has been ended
+  bool allocates = true;           // whether memory of the driver may be allocated or freed (StreamGate)
 };
 
 class DeviceInbox {
  public:
   explicit DeviceInbox(const cuda::ContextPtr& context);
+
+  // Pinned memory for batches of so many bytes of x and so many pairs. Throws GpuOutOfMemory.
+  void reserve(int64_t x_bytes, int64_t pairs);
 
   // Waits until the routing is here. Returns the batch for the host: with its routing, and pinned memory for
   // x and out, which holds nothing yet. Valid until the next call.
@@ -29,6 +33,7 @@ class DeviceInbox {
   void start_x();
   void wait_for_x() const;
 
+  const cuda::Stream& stream() const { return stream_; }
   void abandon() noexcept;  // after an error: waits until the stream is idle
 
  private:

@@ -33,6 +33,7 @@ class Growing {
 // How large each buffer must be for a step, in bytes.
 struct StepSizes {
   int64_t x = 0, lists = 0, h = 0, partial = 0, y = 0, cpu = 0, out = 0;
+  int64_t sum() const { return x + lists + h + partial + y + cpu + out; }
 };
 
 class DeviceBuffers {

@@ -117,6 +117,23 @@ void DeviceStep::reserve(const StepInput& in) {
     timers_.push_back({cuda::Event(context_, {.timing = true}), cuda::Event(context_, {.timing = true})});
 }
 
+bool DeviceStep::reserve_for_any(const cuda::ExpertKernels& kernels, int64_t experts, int64_t tokens) {
+  const cuda::CompiledKernels& shape = kernels.shape();
+  const StepLists::Most most = StepLists::most(kernels, experts, tokens);
+  const int64_t x_bytes = tokens * shape.hidden * size_of(shape.x_type);
+  constexpr int64_t kFloat = sizeof(float);
+  const StepSizes sizes{.x = x_bytes,
+                        .lists = most.list_bytes,
+                        .h = most.pairs * shape.h_stride * size_of(shape.compute_type),
+                        .partial = most.split_pairs * 2 * shape.h_stride * kFloat,
+                        .y = most.rows * shape.y_stride * kFloat,
+                        .cpu = tokens * shape.hidden * kFloat,
+                        .out = x_bytes};
+  if (sizes.sum() > kMostReserved) return false;
+  buffers_.reserve(sizes);
+  return true;
+}
+
 // Starts the copies whose slots are read by nothing that has yet to be launched.
 void DeviceStep::copy_what_may(const StepInput& in) {
   DmaQueue& dma = in.cache.dma();

@@ -2,6 +2,7 @@
 // the step's memory and its timings; HybridForward calls place, reserve, submit, finish and join in this
 // order, on the scheduler's thread. Only reserve (when a batch is larger than any before) and join wait.
 #pragma once
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -17,6 +18,7 @@
 #include "src/scheduler/gpu_cache.h"
 #include "src/scheduler/planner.h"
 #include "src/scheduler/step_lists.h"
+#include "src/scheduler/stream_order.h"
 
 namespace moerun {
 
@@ -49,6 +51,9 @@ class DeviceStep {
   void place(const StepInput& in);
   // Throws GpuOutOfMemory.
   void reserve(const StepInput& in);
+  // Memory for any plan and routing of so many tokens, if that is little enough (kMostReserved); else false.
+  static constexpr int64_t kMostReserved = int64_t{256} << 20;  // a small part of any GPU (heuristic)
+  bool reserve_for_any(const cuda::ExpertKernels& kernels, int64_t experts, int64_t tokens);
   // Pinned memory for x [tokens, H] of the kernels' type, to be filled before submit(); for the CPU's sums
   // [tokens, H], before finish(); and the result, after join(). x and result: where they go through the host.
   std::byte* x() { return buffers_.host().x; }
@@ -65,7 +70,12 @@ class DeviceStep {
   }
   void synchronize() const { compute_.synchronize(); }
   // Behind all that was launched and sent.
-  void record(cuda::Event& event) const { compute_.record(event); }
+  void end(StreamOrder& order) const { order.end(compute_); }
+  // Not a number, in the place of a result that will not come.
+  void spoil(cuda::DevicePtr out, int64_t bytes) const {
+    if (bytes > 0) compute_.fill(out, 0xFF, bytes);
+  }
+  std::array<cuda::StreamView, 2> streams() const { return {compute_, results_}; }
   // Waits for the device, and unpins. `meanwhile` is called now and then.
   template <class Meanwhile>
   void join(const StepInput& in, Meanwhile&& meanwhile);

@@ -1,6 +1,7 @@
 #include "src/scheduler/hybrid_forward.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "cpu/work_ranges.h"
 #include "cuda/driver_error.h"
@@ -108,24 +109,14 @@ void HybridForward::check_alive() const {
   if (dead_) throw GpuError(dead_->code, std::string("this engine has lost its GPU: ") + dead_->what());
 }
 
-void HybridForward::throw_late_error() {
-  if (!late_) return;
-  const GpuError error(late_->code,
-                       std::string("an earlier batch has gone wrong on the GPU: ") + late_->what());
-  late_.reset();
-  throw error;
-}
-
 void HybridForward::run(int layer, const cpu::Batch& batch, cpu::Observer& observer) {
   check_alive();
-  throw_late_error();
   context_->make_current();
   run_parts({.layer = layer, .batch = batch, .observer = observer});
 }
 
 void HybridForward::run(int layer, const DeviceBatch& device, cpu::Observer& observer) {
   check_alive();
-  throw_late_error();
   context_->make_current();
   Ending ending{device};
   Part whole{.layer = layer,
@@ -133,23 +124,62 @@ void HybridForward::run(int layer, const DeviceBatch& device, cpu::Observer& obs
              .observer = observer,
              .x = reinterpret_cast<cuda::DevicePtr>(device.batch.x),
              .out = reinterpret_cast<cuda::DevicePtr>(device.batch.out),
-             .ending = &ending};
+             .ending = &ending,
+             .may_free = device.allocates};
   try {
     recovering([&] {
-      step_.wait_for(device.given);
+      step_.wait_for(device.order.given());
       whole.batch = inbox_.fetch(device);
       if (device.batch.routing.tokens == 0) tell(&ending);
     });
     run_parts(whole);
-  } catch (const GpuError& error) {
-    if (!ending.told) throw;
-    if (!dead_) late_.emplace(error);
+  } catch (...) {
+    if (!ending.told) spoil(layer, device);
+    throw;
   }
+}
+
+// In the place of a result that will not come.
+void HybridForward::spoil(int layer, const DeviceBatch& device) noexcept {
+  const cpu::Batch& batch = device.batch;
+  const int64_t bytes = batch.routing.tokens * layers_[layer].view.hidden * size_of(batch.out_type);
+  try {
+    step_.wait_for(device.order.given());
+    step_.spoil(reinterpret_cast<cuda::DevicePtr>(batch.out), bytes);
+  } catch (const GpuError&) {
+    return;  // the error that is being thrown is the one to tell
+  }
+  step_.abandon();
+}
+
+int64_t HybridForward::reserve(int layer, DType x_type, int64_t tokens) {
+  constexpr uint64_t kFewest = 16;  // so that decoding reserves once
+  const Layer& l = layers_[layer];
+  const cuda::ExpertKernels* kernels = l.kernels[static_cast<int>(x_type)].get();
+  if (!kernels) return 0;
+  const auto most = static_cast<int64_t>(std::bit_ceil(std::max(static_cast<uint64_t>(tokens), kFewest)));
+  try {
+    if (!step_.reserve_for_any(*kernels, l.view.num_experts, most)) return 0;
+    inbox_.reserve(most * l.view.hidden * size_of(x_type), most * l.top_k);
+    caches_.place(layer);
+    if (!l.blobs->pinned()) caches_.for_each([](GpuCache& cache) { cache.dma().reserve_staging(); });
+  } catch (const GpuOutOfMemory&) {
+    return 0;
+  }
+  return most;
+}
+
+std::vector<cuda::StreamView> HybridForward::streams() const {
+  std::vector<cuda::StreamView> all;
+  for (const cuda::StreamView& stream : step_.streams()) all.push_back(stream);
+  all.push_back(inbox_.stream());
+  caches_.for_each([&](const GpuCache& cache) { all.push_back(cache.dma().stream()); });
+  return all;
 }
 
 void HybridForward::tell(Ending* ending) {
   if (!ending) return;
-  step_.record(ending->batch.done);
+  step_.end(ending->batch.order);
   ending->told = true;
   ending->batch.enqueued();
 }
@@ -175,7 +205,7 @@ void HybridForward::run_parts(const Part& whole) {
         recovering([&] { run_part(part); });
         done = true;
       } catch (const GpuOutOfMemory&) {
-        if ((part.ending && part.ending->told) || !caches_.shrink()) throw;
+        if ((part.ending && part.ending->told) || !whole.may_free || !caches_.shrink()) throw;
       }
     }
   }

@@ -85,8 +85,13 @@ class HybridForward {
   // anew. After an error from which the process cannot recover, every call throws with the first cause.
   void run(int layer, const cpu::Batch& batch, cpu::Observer& observer);
   // The same for arrays on the device. Returns when the device is done with them, and calls batch.enqueued()
-  // before. What goes wrong after that is thrown by the next call.
+  // before. If it throws before that, out is filled with NaN.
   void run(int layer, const DeviceBatch& batch, cpu::Observer& observer);
+  // How many tokens batches on the device may have, at least `tokens`, that need no more memory from now on;
+  // 0 if that would be too much, or there are no kernels for x of that type. Throws GpuError.
+  int64_t reserve(int layer, DType x_type, int64_t tokens);
+  // That the device's work for batches goes through.
+  std::vector<cuda::StreamView> streams() const;
 
   // What is predicted of the layer's next batch, for prefetching: tokens per expert, and each expert's best
   // rank; made `distance` layers before, or when the last one ran (0). Copies follow from it with the next
@@ -105,6 +110,7 @@ class HybridForward {
   bool pump();
 
   HybridStats stats() const;
+  int64_t times_caches_made() const { return caches_.times_made(); }
   const cuda::ContextPtr& context() const { return context_; }
 
  private:
@@ -125,14 +131,15 @@ class HybridForward {
     // Of a batch on the device: where its x and out lie; and its ending, if this is the last part.
     cuda::DevicePtr x = 0, out = 0;
     Ending* ending = nullptr;
+    bool may_free = true;  // memory of the cache
 
     bool on_device() const { return out != 0; }
   };
 
   void check_alive() const;
-  void throw_late_error();
   void run_parts(const Part& whole);
   void tell(Ending* ending);
+  void spoil(int layer, const DeviceBatch& device) noexcept;
   CpuInterval run_on_cpu(const Part& part);
   TimedLayer timed(const Layer& layer, DType x_type) const;
   const cuda::ExpertKernels* kernels_for(const Layer& layer, const cpu::Batch& batch) const;
@@ -165,7 +172,6 @@ class HybridForward {
   DeviceInbox inbox_;
   int64_t gpu_steps_ = 0;
   std::optional<GpuError> dead_;  // the first cause
-  std::optional<GpuError> late_;  // of a batch on the device that counts as done
 };
 
 // After an error nothing is known of what lies on the device.

@@ -1,5 +1,9 @@
 #include "src/scheduler/job.h"
 
+#include <string>
+
+#include "src/error.h"
+
 namespace moerun {
 
 // --- Job
@@ -9,14 +13,37 @@ bool Job::wait_for(std::chrono::milliseconds patience) {
   return finished_.wait_for(lock, patience, [&] { return done_; });
 }
 
-void Job::rethrow() const {
-  if (error_) std::rethrow_exception(error_);
+void Job::rethrow() {
+  std::exception_ptr error;
+  {
+    const std::lock_guard lock(mutex_);
+    error = error_;
+    told_ |= error != nullptr;
+  }
+  if (error) std::rethrow_exception(error);
 }
 
-void Job::order_behind(const cuda::ContextPtr& context, uintptr_t stream) {
-  if (!order_) order_.emplace(context);
-  order_->begin(stream);
+bool Job::has_untold_error() {
+  const std::lock_guard lock(mutex_);
+  return error_ && !told_;
+}
+
+void Job::rethrow_as_earlier() {
+  if (!has_untold_error()) return;
+  const std::string earlier = "an earlier batch has gone wrong on the GPU: ";
+  try {
+    rethrow();
+  } catch (const GpuOutOfMemory& error) {
+    throw GpuOutOfMemory(error.code, earlier + error.what());
+  } catch (const GpuError& error) {
+    throw GpuError(error.code, earlier + error.what());
+  }
+}
+
+StreamOrder& Job::make_order(const cuda::ContextPtr& context, const std::shared_ptr<Signals>& signals) {
+  if (!order_) order_ = std::make_unique<StreamOrder>(context, signals);
   ordered_ = true;
+  return *order_;
 }
 
 void Job::run() noexcept {
@@ -27,15 +54,13 @@ void Job::run() noexcept {
     error = std::current_exception();
   }
   clear_work();
-  {
-    const std::lock_guard lock(mutex_);
-    if (!done_) error_ = error;
-  }
-  finish();
+  if (StreamOrder* const behind = error ? order() : nullptr) behind->let_go();
+  finish(error);
 }
 
-void Job::finish() noexcept {
+void Job::finish(std::exception_ptr error) noexcept {
   const std::lock_guard lock(mutex_);
+  if (error) error_ = std::move(error);
   done_ = true;
   finished_.notify_all();
 }
@@ -78,9 +103,10 @@ JobRef JobPool::take() {
 
 void JobPool::give_back(Job& job) noexcept {
   job.clear_work();  // of a job that was never queued
-  job.done_ = job.ordered_ = false;
+  job.done_ = job.told_ = job.ordered_ = false;
+  job.allocates_ = true;
   job.error_ = nullptr;
-  std::optional<StreamOrder> gone;
+  std::unique_ptr<StreamOrder> gone;  // when the lock is
   const std::lock_guard lock(mutex_);
   if (!keep_orders_) gone.swap(job.order_);
   free_.push_back(&job);

@@ -12,7 +12,6 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -26,15 +25,24 @@ class Job {
   // Returns whether the job was done within `patience`.
   bool wait_for(std::chrono::milliseconds patience);
   // After the job is done: rethrows what it threw.
-  void rethrow() const;
+  void rethrow();
+  // Whether it threw something that nobody has been told of yet; and to tell it as an earlier batch's error.
+  bool has_untold_error();
+  void rethrow_as_earlier();
 
-  // For the work itself: the job counts as done from now on. What is left of it must not throw.
-  void finish_early() { finish(); }
+  // For the work itself: the job counts as done from now on. What it throws after that, rethrow_as_earlier()
+  // tells.
+  void finish_early() { finish(nullptr); }
 
   // Of work on the device that a stream of the caller's goes before and comes after; null for other work.
-  StreamOrder* order() { return ordered_ && order_ ? &*order_ : nullptr; }
-  // For the submitting thread, before the job is queued. Throws GpuError.
-  void order_behind(const cuda::ContextPtr& context, uintptr_t stream);
+  // When such a job throws, it lets the stream go.
+  StreamOrder* order() { return ordered_ ? order_.get() : nullptr; }
+
+  // For the submitting thread, before the job is queued.
+  StreamOrder& make_order(const cuda::ContextPtr& context, const std::shared_ptr<Signals>& signals);
+  // Whether it may allocate or free memory of the driver's: jobs may, but for those that are known not to.
+  void set_allocates(bool allocates) { allocates_ = allocates; }
+  bool allocates() const { return allocates_; }
 
  private:
   friend class JobPool;
@@ -56,7 +64,7 @@ class Job {
     destroy_ = [](void* held) { static_cast<Held*>(held)->~Held(); };
   }
   void run() noexcept;
-  void finish() noexcept;
+  void finish(std::exception_ptr error) noexcept;
   void clear_work() noexcept;
 
   alignas(std::max_align_t) std::byte memory_[kMostBytes];
@@ -64,10 +72,10 @@ class Job {
   void (*destroy_)(void*) = nullptr;
   std::mutex mutex_;
   std::condition_variable finished_;
-  bool done_ = false;
+  bool done_ = false, told_ = false;
   std::exception_ptr error_;
-  std::optional<StreamOrder> order_;  // kept for the next one: making events takes a while
-  bool ordered_ = false;
+  std::unique_ptr<StreamOrder> order_;  // kept for the next one: making events takes a while
+  bool ordered_ = false, allocates_ = true;
   std::atomic<int> references_{0};
   Job* next_ = nullptr;  // in the scheduler's queue
 };
@@ -86,6 +94,7 @@ class JobRef {
   }
   ~JobRef();
 
+  explicit operator bool() const { return job_ != nullptr; }
   Job* operator->() const { return job_; }
   Job& operator*() const { return *job_; }
 

@@ -4,17 +4,37 @@
 
 namespace moerun {
 
-void Scheduler::submit(JobRef job) {
+bool Scheduler::queue(JobRef& job, bool beside_allocating) {
   {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw InvalidState("the engine is closed; create a new one");
+    if (allocating_ > 0 && !beside_allocating) return false;
     if (!thread_.joinable()) thread_ = std::thread([this] { loop(); });
     Job* const queued = job.release();
+    allocating_ += queued->allocates_ ? 1 : 0;
     queued->next_ = nullptr;
     (last_ ? last_->next_ : first_) = queued;
     last_ = queued;
   }
   arrived_.notify_one();
+  return true;
+}
+
+void Scheduler::submit(JobRef job) {
+  queue(job, true);
+}
+
+bool Scheduler::submit_unless_allocating(JobRef job) {
+  return queue(job, false);
+}
+
+void Scheduler::throw_earlier_failure() {
+  JobRef failed;
+  {
+    const std::lock_guard lock(mutex_);
+    failed = std::exchange(failed_, JobRef());
+  }
+  if (failed) failed->rethrow_as_earlier();
 }
 
 void Scheduler::stop() {
@@ -26,6 +46,10 @@ void Scheduler::stop() {
   {
     const std::lock_guard lock(joining_);
     if (thread_.joinable()) thread_.join();
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    failed_ = JobRef();
   }
   pool_->forget_devices();
 }
@@ -56,7 +80,12 @@ void Scheduler::loop() {
       first_ = first_->next_;
       if (!first_) last_ = nullptr;
     }
+    const bool allocates = job->allocates_;
     job->run();
+    const std::lock_guard lock(mutex_);
+    allocating_ -= allocates ? 1 : 0;
+    if (job->order() && job->has_untold_error() && !(failed_ && failed_->has_untold_error()))
+      failed_ = std::move(job);
   }
 }
 

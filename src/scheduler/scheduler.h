@@ -29,6 +29,8 @@ class Scheduler {
   }
   // Starts the thread when first called. Throws InvalidState after stop().
   void submit(JobRef job);
+  // The same, unless a job that may allocate is in the queue or runs; false then.
+  bool submit_unless_allocating(JobRef job);
   template <class Work>
     requires(!std::is_convertible_v<Work, JobRef>)
   JobRef submit(Work&& work) {
@@ -37,10 +39,15 @@ class Scheduler {
     return job;
   }
 
+  // Throws what a job with a StreamOrder threw that nobody has been told of: the first one since the last
+  // call.
+  void throw_earlier_failure();
+
   // Finishes what was submitted, then ends the thread. Idempotent; several threads may call it.
   void stop();
 
  private:
+  bool queue(JobRef& job, bool beside_allocating);
   void loop();
   void wait_for_work(std::unique_lock<std::mutex>& lock);
 
@@ -50,6 +57,8 @@ class Scheduler {
   std::condition_variable arrived_;
   Job* first_ = nullptr;  // the queue, linked by Job::next_; it holds a reference to each
   Job* last_ = nullptr;
+  int64_t allocating_ = 0;  // jobs that may allocate, queued or running
+  JobRef failed_;           // with a StreamOrder
   std::thread thread_;
   bool stopping_ = false;
   std::mutex joining_;  // two threads may not join one

@@ -82,6 +82,23 @@ StepLists::Layout StepLists::layout() const {
   return l;
 }
 
+// Every launch goes by the regime of its largest expert (ExpertKernels::choose): only those with the largest
+// tiles take experts with more pairs than a tile has.
+StepLists::Most StepLists::most(const cuda::ExpertKernels& kernels, int64_t experts, int64_t tokens) {
+  constexpr int64_t kAlignments = 4 * 16;
+  const int64_t top_k = kernels.shape().top_k, pairs = tokens * top_k;
+  const int64_t largest = kernels.regimes().back().tile_tokens;
+  Most m{.pairs = pairs, .rows = 0, .split_pairs = 0, .list_bytes = kAlignments};
+  for (const cuda::ExpertKernels::Regime& r : kernels.regimes()) {
+    const int64_t its_pairs = r.tile_tokens < largest ? std::min(pairs, experts * r.tile_tokens) : pairs;
+    m.rows += its_pairs * r.down_split;
+    if (r.activate) m.split_pairs = std::max(m.split_pairs, pairs * r.gate_up_split);
+  }
+  m.list_bytes += pairs * static_cast<int64_t>(sizeof(cuda::Tile) + sizeof(int32_t) + sizeof(float) +
+                                               sizeof(cuda::PairRows));
+  return m;
+}
+
 void StepLists::write(std::byte* to) const {
   const Layout l = layout();
   copy(to + l.tiles, tiles_);

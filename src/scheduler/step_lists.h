@@ -41,6 +41,11 @@ class StepLists {
     int64_t tiles, pair_token, pair_weight, token_rows, bytes;
   };
   Layout layout() const;
+  // Bounds of a batch of so many tokens, whatever its routing and however it is divided into launches.
+  struct Most {
+    int64_t pairs, rows, split_pairs, list_bytes;
+  };
+  static Most most(const cuda::ExpertKernels& kernels, int64_t experts, int64_t tokens);
   void write(std::byte* to) const;
 
  private:

@@ -271,6 +271,18 @@ def test_only_the_unsure_sequences_are_announced(
     assert any(0 < count < 3 for count in unsure)
 
 
+def test_a_verification_is_announced_by_what_its_drafts_have_chosen(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hinted: list[int] = []
+    monkeypatch.setattr(Layer, "hint", lambda _layer, ids, _scores: hinted.append(len(ids)))
+    options = moerun.BigLittle(threshold=0.0, lossless=True)
+    rounds = moerun.generate(model, PROMPT, options, **GREEDY).rounds
+    littles = [r.little_passes for r in rounds if r.little_passes]
+    assert max(littles) > 1
+    assert hinted == [count for count in littles for _ in model.moerun_engine.layers]
+
+
 def test_hints_and_pins_do_nothing_on_the_cpu(model: PreTrainedModel) -> None:
     layer = model.moerun_engine.layers[0]
     with layer.pinned(torch.tensor([[0, 1]])):

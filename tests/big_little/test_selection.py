@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 import moerun
 from moerun import routing
@@ -91,6 +92,32 @@ def test_the_engine_reads_what_was_selected_and_no_more(family: str, pair_of: Ca
         before = engine_read()
         model(**inputs)
         assert engine_read() == before
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_token_with_all_experts_is_not_watched_and_still_counted(family: str, pair_of: Callable) -> None:
+    model = pair_of(family).ours
+    token = padded([1])
+    with torch.no_grad(), selection_for(model, moerun.BigLittle(little_k=1)) as selection:
+        modules = selection.modules.values()
+        assert all(module._forward_pre_hooks for module in modules)
+        usual = model(**token).logits
+        before, counted = _weight_bytes(model), selection.experts_read
+        selection.use(little=False, single=True)
+        assert not any(module._forward_pre_hooks for module in modules)
+        assert torch.equal(model(**token).logits, usual)
+        expert_bytes = (_weight_bytes(model) - before) / (selection.experts_read - counted)
+        selection.use(little=True, single=True)
+        assert all(module._forward_pre_hooks for module in modules)
+        before, counted = _weight_bytes(model), selection.experts_read
+        model(**token)
+        assert selection.experts_read - counted == len(selection.layers)
+        assert _weight_bytes(model) - before == expert_bytes * len(selection.layers)
+    assert not any(module._forward_pre_hooks for module in modules)
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    return sum(layer["weight_bytes"] for layer in model.moerun_engine.stats()["layers"])
 
 
 def test_shared_experts_run_for_tokens_without_experts(pair_of: Callable) -> None:

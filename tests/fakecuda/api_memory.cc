@@ -70,7 +70,7 @@ void submit_copy(Stream& stream, const Copy& copy, Move move) {
     check_order(state.order.write(operation, copy.to, bytes));
     move(state.bytes_at(copy.to, bytes), state.bytes_at(copy.from, bytes));
   };
-  stream.submit(state.host, {}, std::move(work));
+  stream.submit(state.host, std::move(work));
 }
 
 // Gives back in any case; after a fault the driver gives back everything, with a context or without.
@@ -78,6 +78,7 @@ template <class Function>
 Result release(Call call, Function function) {
   const Result injected = State::get().faults.enter(call);
   if (context_stack().empty() && State::get().faults.sticky() == kSuccess) return without_context(call);
+  State::get().may_wait_for_all(call);
   const Result released = function();
   return injected != kSuccess ? injected : released;
 }
@@ -95,6 +96,7 @@ FAKECUDA_API Result cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
 FAKECUDA_API Result cuMemAlloc_v2(DevicePtr* address, size_t bytes) {
   FAKECUDA_ENTER_IN_CONTEXT(MemAlloc);
   State& state = State::get();
+  state.may_wait_for_all(Call::MemAlloc);
   if (bytes == 0) return kInvalidValue;
   *address = state.device.allocate(static_cast<int64_t>(bytes), state.options.memory_bytes);
   return *address != 0 ? kSuccess : kOutOfMemory;
@@ -114,6 +116,7 @@ FAKECUDA_API Result cuMemFree_v2(DevicePtr address) {
 FAKECUDA_API Result cuMemHostAlloc(void** data, size_t bytes, unsigned) {
   FAKECUDA_ENTER_IN_CONTEXT(MemHostAlloc);
   State& state = State::get();
+  state.may_wait_for_all(Call::MemHostAlloc);
   constexpr size_t kPage = 4096;
   const int64_t locked = state.pinned.bytes() + state.registered.bytes();
   if (bytes == 0) return kInvalidValue;
@@ -139,6 +142,7 @@ FAKECUDA_API Result cuMemFreeHost(void* data) {
 FAKECUDA_API Result cuMemHostRegister_v2(void* data, size_t bytes, unsigned flags) {
   FAKECUDA_ENTER_IN_CONTEXT(MemHostRegister);
   State& state = State::get();
+  state.may_wait_for_all(Call::MemHostRegister);
   const bool read_only = (flags & kHostRegisterReadOnly) != 0;
   if (!state.options.can_register || (read_only && !state.options.can_register_read_only))
     return kNotSupported;
@@ -188,7 +192,7 @@ FAKECUDA_API Result cuMemcpyHtoDAsync_v2(DevicePtr to, const void* from, size_t 
     check_order(state.order.write(operation, to, size));
     move(state.bytes_at(to, size), staged->data());
   };
-  stream->submit(state.host, {}, std::move(work));
+  stream->submit(state.host, std::move(work));
   return kSuccess;
 }
 
@@ -218,9 +222,9 @@ FAKECUDA_API Result cuMemcpyDtoHAsync_v2(void* to, DevicePtr from, size_t bytes,
     check_order(state.order.read(operation, from, size));
     move(static_cast<std::byte*>(to), state.bytes_at(from, size));
   };
-  const Clock clock = stream->submit(state.host, {}, std::move(work));
+  stream->submit(state.host, std::move(work));
   stream->synchronize();
-  state.host.merge(clock);
+  state.host.merge(stream->clock());
   return state.faults.sticky();
 }
 
@@ -253,7 +257,7 @@ FAKECUDA_API Result cuMemsetD8Async(DevicePtr to, unsigned char value, size_t by
     check_order(state.order.write(operation, to, size));
     std::memset(state.bytes_at(to, size), value, static_cast<size_t>(size));
   };
-  stream->submit(state.host, {}, std::move(work));
+  stream->submit(state.host, std::move(work));
   return kSuccess;
 }
 

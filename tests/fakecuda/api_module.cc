@@ -71,6 +71,7 @@ void run_kernel(const Kernel& kernel, const Parameters& parameters, Dimensions g
 FAKECUDA_API Result cuModuleLoadData(ModuleHandle* handle, const void* image) {
   FAKECUDA_ENTER_IN_CONTEXT(ModuleLoadData);
   State& state = State::get();
+  state.may_wait_for_all(Call::ModuleLoadData);
   if (image == nullptr) return kInvalidValue;
   void* const context = context_stack().back();
   const auto kernels = read_image(static_cast<const char*>(image), context);
@@ -87,6 +88,7 @@ FAKECUDA_API Result cuModuleLoadData(ModuleHandle* handle, const void* image) {
 FAKECUDA_API Result cuModuleUnload(ModuleHandle handle) {
   State& state = State::get();
   const Result injected = state.faults.enter(Call::ModuleUnload);
+  state.may_wait_for_all(Call::ModuleUnload);
   const auto module = state.modules.remove(handle);
   if (!module) return destroyed_handle(Call::ModuleUnload);
   for (const auto& [name, function] : module->functions) state.functions.remove(function);
@@ -157,7 +159,7 @@ FAKECUDA_API Result cuLaunchKernel(FunctionHandle handle, unsigned grid_x, unsig
               block = Dimensions{block_x, block_y, block_z}](const Operation& operation) {
     run_kernel(*kernel, parameters, grid, block, operation);
   };
-  stream->submit(state.host, {}, std::move(work));
+  stream->submit(state.host, std::move(work));
   return kSuccess;
 }
 

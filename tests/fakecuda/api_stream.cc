@@ -1,4 +1,4 @@
-// Streams and events.
+// Streams, events, and values in memory that streams wait for.
 #include "tests/fakecuda/state.h"
 
 namespace fakecuda {
@@ -26,9 +26,8 @@ FAKECUDA_API Result cuStreamSynchronize(StreamHandle handle) {
   State& state = State::get();
   const auto stream = state.find_stream(handle, Call::StreamSynchronize);
   if (!stream) return kInvalidHandle;
-  const Clock clock = stream->clock();
   stream->synchronize();
-  state.host.merge(clock);
+  state.host.merge(stream->clock());
   return state.faults.sticky();
 }
 
@@ -37,9 +36,8 @@ FAKECUDA_API Result cuStreamQuery(StreamHandle handle) {
   State& state = State::get();
   const auto stream = state.find_stream(handle, Call::StreamQuery);
   if (!stream) return kInvalidHandle;
-  const Clock clock = stream->clock();
   if (!stream->idle()) return kNotReady;
-  state.host.merge(clock);
+  state.host.merge(stream->clock());
   return state.faults.sticky();
 }
 
@@ -50,12 +48,69 @@ FAKECUDA_API Result cuStreamWaitEvent(StreamHandle handle, EventHandle event_han
   const auto event = state.events.find(event_handle);
   if (!event) return destroyed_handle(Call::StreamWaitEvent);
   if (!stream) return kInvalidHandle;
-  const auto [ticket, clock] = event->newest();
+  const auto record = event->newest();
+  if (!record) return kSuccess;
   Work work;
   work.operation.name = name_of(Call::StreamWaitEvent);
-  work.even_if_broken = true;
-  work.run = [event, ticket = ticket](const Operation&) { event->wait(ticket); };
-  stream->submit(state.host, clock, std::move(work));
+  work.wait = [record] { return record->wait(); };
+  stream->submit(state.host, std::move(work));
+  return kSuccess;
+}
+
+FAKECUDA_API Result cuStreamGetId(StreamHandle handle, unsigned long long* id) {
+  FAKECUDA_ENTER_IN_CONTEXT(StreamGetId);
+  if (!State::get().find_stream(handle, Call::StreamGetId)) return kInvalidHandle;
+  *id = reinterpret_cast<uintptr_t>(handle);  // never used again
+  return kSuccess;
+}
+
+FAKECUDA_API Result cuStreamIsCapturing(StreamHandle handle, CaptureStatus* status) {
+  FAKECUDA_ENTER_IN_CONTEXT(StreamIsCapturing);
+  const auto stream = State::get().find_stream(handle, Call::StreamIsCapturing);
+  if (!stream) return kInvalidHandle;
+  constexpr CaptureStatus kActive = 1;
+  *status = stream->capturing ? kActive : kNotCapturing;
+  return kSuccess;
+}
+
+FAKECUDA_API Result cuStreamWaitValue32_v2(StreamHandle handle, DevicePtr address, uint32_t value,
+                                           unsigned flags) {
+  FAKECUDA_ENTER_IN_CONTEXT(StreamWaitValue);
+  State& state = State::get();
+  const auto stream = state.find_stream(handle, Call::StreamWaitValue);
+  if (!stream) return kInvalidHandle;
+  if (flags != kWaitUntilReached || !state.is_word(address)) return kInvalidValue;
+  Work work;
+  work.operation.name = name_of(Call::StreamWaitValue);
+  work.touched = {{address, sizeof(uint32_t)}};
+  const auto* const word = reinterpret_cast<const uint32_t*>(state.bytes_at(address, sizeof(uint32_t)));
+  work.held_up = [&state, word, value] { return state.words.missing(word, value); };
+  work.wait = [&state, word, value] {
+    if (!Words::wait(word, value, [&] { return state.faults.sticky() != kSuccess; }))
+      state.violate("a stream waits for a value that nobody writes");
+    return state.words.written_after(word, state.host);
+  };
+  stream->submit(state.host, std::move(work));
+  return kSuccess;
+}
+
+FAKECUDA_API Result cuStreamWriteValue32_v2(StreamHandle handle, DevicePtr address, uint32_t value,
+                                            unsigned flags) {
+  FAKECUDA_ENTER_IN_CONTEXT(StreamWriteValue);
+  State& state = State::get();
+  const auto stream = state.find_stream(handle, Call::StreamWriteValue);
+  if (!stream) return kInvalidHandle;
+  if (flags != kWriteBehindAll || !state.is_word(address)) return kInvalidValue;
+  lets_streams_go() = true;
+  state.words.promise(reinterpret_cast<const uint32_t*>(state.bytes_at(address, sizeof(uint32_t))), value);
+  Work work;
+  work.operation.name = name_of(Call::StreamWriteValue);
+  work.touched = {{address, sizeof(uint32_t)}};
+  work.run = [&state, address, value](const Operation& operation) {
+    auto* const word = reinterpret_cast<uint32_t*>(state.bytes_at(address, sizeof(uint32_t)));
+    state.words.write(word, value, operation.before);
+  };
+  stream->submit(state.host, std::move(work));
   return kSuccess;
 }
 
@@ -70,7 +125,7 @@ FAKECUDA_API Result cuLaunchHostFunc(StreamHandle handle, HostFunction* function
     state.host.merge(operation.before);
     function(argument);
   };
-  stream->submit(state.host, {}, std::move(work));
+  stream->submit(state.host, std::move(work));
   return kSuccess;
 }
 
@@ -94,13 +149,12 @@ FAKECUDA_API Result cuEventRecord(EventHandle handle, StreamHandle stream_handle
   const auto stream = state.find_stream(stream_handle, Call::EventRecord);
   if (!event) return destroyed_handle(Call::EventRecord);
   if (!stream) return kInvalidHandle;
-  // The ticket is drawn before the operation is appended; one thread records an event at a time.
-  const int64_t ticket = event->record(stream->clock());
+  const auto record = event->record();
   Work work;
   work.operation.name = name_of(Call::EventRecord);
   work.even_if_broken = true;
-  work.run = [event, ticket](const Operation&) { event->finish(ticket); };
-  stream->submit(state.host, {}, std::move(work));
+  work.run = [record](const Operation& operation) { record->finish(operation.before); };
+  stream->submit(state.host, std::move(work));
   return kSuccess;
 }
 
@@ -109,9 +163,10 @@ FAKECUDA_API Result cuEventQuery(EventHandle handle) {
   State& state = State::get();
   const auto event = state.events.find(handle);
   if (!event) return destroyed_handle(Call::EventQuery);
-  const auto [ticket, clock] = event->newest();
-  if (!event->finished(ticket)) return kNotReady;
-  state.host.merge(clock);
+  if (const auto record = event->newest()) {
+    if (!record->finished()) return kNotReady;
+    state.host.merge(record->wait());
+  }
   return state.faults.sticky();
 }
 
@@ -120,9 +175,7 @@ FAKECUDA_API Result cuEventSynchronize(EventHandle handle) {
   State& state = State::get();
   const auto event = state.events.find(handle);
   if (!event) return destroyed_handle(Call::EventSynchronize);
-  const auto [ticket, clock] = event->newest();
-  event->wait(ticket);
-  state.host.merge(clock);
+  if (const auto record = event->newest()) state.host.merge(record->wait());
   return state.faults.sticky();
 }
 
@@ -131,10 +184,10 @@ FAKECUDA_API Result cuEventElapsedTime(float* ms, EventHandle from_handle, Event
   State& state = State::get();
   const auto from = state.events.find(from_handle), to = state.events.find(to_handle);
   if (!from || !to) return destroyed_handle(Call::EventElapsedTime);
-  const int64_t from_ticket = from->newest().first, to_ticket = to->newest().first;
-  if (!from->timing || !to->timing || from_ticket == 0 || to_ticket == 0) return kInvalidHandle;
-  if (!from->finished(from_ticket) || !to->finished(to_ticket)) return kNotReady;
-  *ms = std::chrono::duration<float, std::milli>(to->finished_at() - from->finished_at()).count();
+  const auto begin = from->newest(), end = to->newest();
+  if (!from->timing || !to->timing || !begin || !end) return kInvalidHandle;
+  if (!begin->finished() || !end->finished()) return kNotReady;
+  *ms = std::chrono::duration<float, std::milli>(end->finished_at() - begin->finished_at()).count();
   return kSuccess;
 }
 

@@ -43,6 +43,10 @@ FAKECUDA_API void fakecuda_fail(const char* name, int64_t n, int code) {
   State::get().faults.fail(name, n, code);
 }
 
+FAKECUDA_API void fakecuda_capture(void* stream, int active) {
+  State::get().streams.find(stream)->capturing = active != 0;
+}
+
 FAKECUDA_API const char* fakecuda_failed() {
   return State::get().faults.failed();
 }

@@ -17,6 +17,7 @@
 //   FAKECUDA_REGISTER           "none": no memory of others can be pinned; "writable": none that is read-only
 //   FAKECUDA_SCRATCH            scratch pointers that kernels have behind their own parameters (2)
 //   FAKECUDA_IMAGE_COMPUTE      what kernels are compiled for; loading fails if it is not FAKECUDA_COMPUTE
+//   FAKECUDA_CONNECTIONS        hardware queues that streams share, in turn (each has one of its own)
 //   FAKECUDA_H2D_BYTES_PER_S, FAKECUDA_D2H_BYTES_PER_S   throttle (none)
 //   FAKECUDA_SHAKE              "SEED:US": every operation of a stream starts up to US microseconds late
 //   FAKECUDA_FAIL               "NAME:N:CODE,...": see fakecuda_fail
@@ -26,6 +27,8 @@
 //   - two operations that touch the same bytes, one of them writing, without an event or a host's wait
 //     between them (happens_before.h)
 //   - a destroyed handle; a call without a current context; freeing memory that queued work will touch
+//   - a stream that waits for a value that nobody writes; allocating, freeing or loading in a thread that
+//     writes values, while a stream waits for one: the driver may wait for all streams first
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -38,6 +41,9 @@ extern "C" {
 // released is released. NAME is an exported function, "*" for any of them, or "kernel": then the N-th kernel
 // that runs faults. A sticky CODE is returned by every later call, until fakecuda_reset.
 void fakecuda_fail(const char* name, int64_t n, int code);
+
+// Says that a stream is being captured into a graph, or not any more. The handle must be of a stream.
+void fakecuda_capture(void* stream, int active);
 
 // The function that was made to fail last, or null.
 const char* fakecuda_failed(void);

@@ -31,6 +31,7 @@ Options read_options() {
   o.can_register = pinning != "none";
   o.can_register_read_only = pinning.empty();
   o.scratch_pointers = static_cast<int>(number("FAKECUDA_SCRATCH", o.scratch_pointers));
+  o.connections = static_cast<int>(number("FAKECUDA_CONNECTIONS", o.connections));
   o.h2d_bytes_per_s = number("FAKECUDA_H2D_BYTES_PER_S", 0);
   o.d2h_bytes_per_s = number("FAKECUDA_D2H_BYTES_PER_S", 0);
   const std::string shake = text("FAKECUDA_SHAKE");

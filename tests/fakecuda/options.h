@@ -16,6 +16,7 @@ struct Options {
   bool can_register = true;
   bool can_register_read_only = true;
   int scratch_pointers = 2;
+  int connections = 0;                               // 0: every stream has one of its own
   int64_t h2d_bytes_per_s = 0, d2h_bytes_per_s = 0;  // 0: as fast as memcpy
   uint64_t shake_seed = 0;
   int64_t shake_us = 0;

@@ -18,6 +18,11 @@ std::vector<void*>& context_stack() {
   return stack;
 }
 
+bool& lets_streams_go() {
+  thread_local bool does = false;
+  return does;
+}
+
 Result without_context(Call call) {
   State::get().violate(std::string(name_of(call)) + " without a current context");
   return kInvalidContext;
@@ -108,8 +113,14 @@ std::shared_ptr<Stream> State::make_stream(void* context) {
   if (free_place == place_taken_.end()) return nullptr;
   *free_place = true;
   const auto place = static_cast<size_t>(free_place - place_taken_.begin());
+  std::shared_ptr<Connection> connection;
+  if (options.connections > 0) {
+    while (static_cast<int>(connections_.size()) < options.connections)
+      connections_.push_back(std::make_shared<Connection>());
+    connection = connections_[place % static_cast<size_t>(options.connections)];
+  }
   return std::make_shared<Stream>(context, static_cast<int>(place), place_operations_[place],
-                                  Stream::Shake{options.shake_seed, options.shake_us},
+                                  Stream::Shake{options.shake_seed, options.shake_us}, std::move(connection),
                                   [this] { return faults.sticky() != kSuccess; });
 }
 
@@ -134,25 +145,23 @@ std::shared_ptr<Stream> State::find_stream(void* handle, Call call) {
   return stream;
 }
 
-void State::synchronize_all() const {
+std::vector<std::shared_ptr<Stream>> State::all_streams() const {
   std::vector<std::shared_ptr<Stream>> all = streams.all();
   {
     const std::lock_guard lock(mutex_);
     all.insert(all.end(), retired_.begin(), retired_.end());
     if (default_stream_) all.push_back(default_stream_);
   }
-  for (const auto& stream : all) stream->synchronize();
+  return all;
+}
+
+void State::synchronize_all() const {
+  for (const auto& stream : all_streams()) stream->synchronize();
 }
 
 void State::before_free(uint64_t address, int64_t bytes, Call call) {
-  std::vector<std::shared_ptr<Stream>> all = streams.all();
-  {
-    const std::lock_guard lock(mutex_);
-    all.insert(all.end(), retired_.begin(), retired_.end());
-    if (default_stream_) all.push_back(default_stream_);
-  }
   bool in_use = false;
-  for (const auto& stream : all) {
+  for (const auto& stream : all_streams()) {
     if (!stream->touches(address, bytes)) continue;
     in_use = true;
     stream->synchronize();
@@ -160,6 +169,19 @@ void State::before_free(uint64_t address, int64_t bytes, Call call) {
   if (in_use && faults.sticky() == kSuccess)
     violate(std::string(name_of(call)) + " of memory that queued work touches");
   order.forget(address, bytes);
+  words.forget(address, bytes);
+}
+
+void State::may_wait_for_all(Call call) {
+  if (!lets_streams_go() || faults.sticky() != kSuccess) return;
+  for (const auto& stream : all_streams())
+    if (stream->held_up())
+      return violate(std::string(name_of(call)) +
+                     " in a thread that streams wait for: the driver may wait for these streams first");
+}
+
+bool State::is_word(uint64_t address) const {
+  return address % sizeof(uint32_t) == 0 && bytes_at(address, sizeof(uint32_t)) != nullptr;
 }
 
 std::byte* State::bytes_at(uint64_t address, int64_t bytes) const {

@@ -20,6 +20,7 @@
 #include "tests/fakecuda/module_image.h"
 #include "tests/fakecuda/options.h"
 #include "tests/fakecuda/stream.h"
+#include "tests/fakecuda/words.h"
 
 namespace fakecuda {
 
@@ -68,6 +69,7 @@ class State {
   HandleTable<Kernel> functions;
   HostClock host;
   HappensBefore order;
+  Words words;
 
   void count(Counter counter, int64_t n = 1) {
     counters_[static_cast<size_t>(counter)].fetch_add(n, std::memory_order_relaxed);
@@ -91,10 +93,17 @@ class State {
   void retire(std::shared_ptr<Stream> stream);
   std::shared_ptr<Stream> find_stream(void* handle, Call call);  // null, and a violation, if destroyed
   void synchronize_all() const;
+  std::vector<std::shared_ptr<Stream>> all_streams() const;
 
   // Frees nothing; notes a violation if queued work touches the bytes, and waits for it as the driver does.
   void before_free(uint64_t address, int64_t bytes, Call call);
 
+  // Before calls that may make the driver wait for all streams: notes a violation if one of them waits for a
+  // value, and this thread is the one that writes such values.
+  void may_wait_for_all(Call call);
+
+  // Whether four aligned bytes of pinned or device memory begin there.
+  bool is_word(uint64_t address) const;
   // The bytes behind a device's address, or pinned ones; null if they are not all there.
   std::byte* bytes_at(uint64_t address, int64_t bytes) const;
 
@@ -107,12 +116,16 @@ class State {
   std::vector<DeviceContext> contexts_;
   std::shared_ptr<Stream> default_stream_;
   std::vector<std::shared_ptr<Stream>> retired_;
+  std::vector<std::shared_ptr<Connection>> connections_;
   std::array<int64_t, kMaxStreams> place_operations_ = {};
   std::array<bool, kMaxStreams> place_taken_ = {};
 };
 
 // The current context of this thread, or null.
 std::vector<void*>& context_stack();
+
+// Whether this thread has written values that streams wait for.
+bool& lets_streams_go();
 
 // Counts the call; returns from the calling function if it has to fail.
 #define FAKECUDA_ENTER(member) \

@@ -19,45 +19,68 @@ Clock HostClock::read() const {
   return clock;
 }
 
-int64_t Event::record(const Clock& clock) {
-  const std::lock_guard lock(mutex_);
-  clock_ = clock;
-  return ++recorded_;
-}
-
-void Event::finish(int64_t ticket) {
+void Record::finish(const Clock& clock) {
   {
     const std::lock_guard lock(mutex_);
-    finished_ = std::max(finished_, ticket);
+    finished_ = true;
+    clock_ = clock;
     finished_at_ = std::chrono::steady_clock::now();
   }
   changed_.notify_all();
 }
 
-std::pair<int64_t, Clock> Event::newest() const {
+bool Record::finished() const {
   const std::lock_guard lock(mutex_);
-  return {recorded_, clock_};
+  return finished_;
 }
 
-void Event::wait(int64_t ticket) const {
+Clock Record::wait() const {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return finished_ >= ticket; });
+  changed_.wait(lock, [&] { return finished_; });
+  return clock_;
 }
 
-bool Event::finished(int64_t ticket) const {
-  const std::lock_guard lock(mutex_);
-  return finished_ >= ticket;
-}
-
-std::chrono::steady_clock::time_point Event::finished_at() const {
+std::chrono::steady_clock::time_point Record::finished_at() const {
   const std::lock_guard lock(mutex_);
   return finished_at_;
 }
 
-Stream::Stream(void* context, int number, int64_t first, Shake shake, std::function<bool()> broken)
+std::shared_ptr<Record> Event::record() {
+  auto record = std::make_shared<Record>();
+  const std::lock_guard lock(mutex_);
+  newest_ = record;
+  return record;
+}
+
+std::shared_ptr<Record> Event::newest() const {
+  const std::lock_guard lock(mutex_);
+  return newest_;
+}
+
+int64_t Connection::take_place() {
+  const std::lock_guard lock(mutex_);
+  return taken_++;
+}
+
+void Connection::enter(int64_t place) {
+  std::unique_lock lock(mutex_);
+  left_.wait(lock, [&] { return gone_ == place; });
+}
+
+void Connection::leave() {
+  {
+    const std::lock_guard lock(mutex_);
+    ++gone_;
+  }
+  left_.notify_all();
+}
+
+Stream::Stream(void* context, int number, int64_t first, Shake shake, std::shared_ptr<Connection> connection,
+               std::function<bool()> broken)
     : context_(context),
       number_(number),
       shake_(shake),
+      connection_(std::move(connection)),
       broken_(std::move(broken)),
       operations_(first),
       thread_([this] { work_through(); }) {}
@@ -76,22 +99,16 @@ int64_t Stream::operations() const {
   return operations_;
 }
 
-Clock Stream::submit(const HostClock& host, const Clock& after, Work work) {
-  const Clock waited_for = host.read();
-  Clock clock;
+void Stream::submit(const HostClock& host, Work work) {
+  work.waited_for = host.read();
   {
     const std::lock_guard lock(mutex_);
-    merge(clock_, waited_for);
-    merge(clock_, after);
-    clock_[number_] = ++operations_;
-    clock = clock_;
     work.operation.stream = number_;
-    work.operation.number = operations_;
-    work.operation.before = clock;
+    work.operation.number = ++operations_;
+    if (connection_) work.place = connection_->take_place();
     queue_.push_back(std::move(work));
   }
   arrived_.notify_one();
-  return clock;
 }
 
 Clock Stream::clock() const {
@@ -120,23 +137,39 @@ bool Stream::touches(uint64_t address, int64_t bytes) const {
   return false;
 }
 
+bool Stream::held_up() const {
+  const std::lock_guard lock(mutex_);
+  return std::any_of(queue_.begin(), queue_.end(),
+                     [](const Work& work) { return work.held_up && work.held_up(); });
+}
+
 void Stream::work_through() {
   std::mt19937_64 random(shake_.seed + static_cast<uint64_t>(number_));
   for (;;) {
-    const Work* work = nullptr;
+    Work* work = nullptr;
     {
       std::unique_lock lock(mutex_);
       arrived_.wait(lock, [&] { return closing_ || !queue_.empty(); });
       if (queue_.empty()) return;
       work = &queue_.front();  // a deque keeps its elements where they are
     }
+    if (connection_) connection_->enter(work->place);
     if (shake_.us > 0)
       std::this_thread::sleep_for(std::chrono::microseconds(random() % static_cast<uint64_t>(shake_.us)));
-    if (work->even_if_broken || !broken_()) work->run(work->operation);
+    const Clock after = work->wait ? work->wait() : Clock{};
+    {
+      const std::lock_guard lock(mutex_);
+      merge(clock_, work->waited_for);
+      merge(clock_, after);
+      clock_[number_] = work->operation.number;
+      work->operation.before = clock_;
+    }
+    if (work->run && (work->even_if_broken || !broken_())) work->run(work->operation);
     {
       const std::lock_guard lock(mutex_);
       queue_.pop_front();
     }
+    if (connection_) connection_->leave();
     done_.notify_all();
   }
 }

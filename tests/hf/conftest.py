@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from moerun.dense import Attention, Decoder
+from moerun.dense import CachedAttention, Decoder
 from random_checkpoints import save_random_checkpoint
 
 
@@ -37,9 +37,9 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes [sequences, tokens] that each layer's attention has run in the engine, alone or in a decoder."""
     seen: list[tuple[int, ...]] = []
-    alone, together = Attention.forward, Decoder.forward
+    alone, together = CachedAttention.forward, Decoder.forward
 
-    def spy_alone(self: Attention, x: torch.Tensor, *rest: Any) -> Any:
+    def spy_alone(self: CachedAttention, x: torch.Tensor, *rest: Any) -> Any:
         seen.append(tuple(x.shape[:2]))
         return alone(self, x, *rest)
 
@@ -47,6 +47,6 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         seen.extend([tuple(x.shape[:2])] * len(self.layers))
         return together(self, x, *rest)
 
-    monkeypatch.setattr(Attention, "forward", spy_alone)
+    monkeypatch.setattr(CachedAttention, "forward", spy_alone)
     monkeypatch.setattr(Decoder, "forward", spy_together)
     return seen

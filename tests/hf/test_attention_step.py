@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, StaticCache
 
 import moerun.hf
-from moerun.hf.attention_step import LEAST_ROOM
+from moerun.hf.cache_room import LEAST_ROOM
 
-FAMILIES = ("qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "gpt_oss")
+FAMILIES = ("qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "gpt_oss", "deepseek_v2", "deepseek_v3")
 PROMPT = 9
 CLOSE = {"rtol": 0, "atol": 1e-4}
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import moerun.hf
-from moerun.hf.attention_step import LEAST_ROOM
+from moerun.hf.cache_room import LEAST_ROOM
 
 WINDOW = 6
 PROMPT = 9

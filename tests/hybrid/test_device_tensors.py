@@ -96,6 +96,7 @@ def test_forward_is_ordered_in_the_stream_of_x(
 def test_any_order_of_batches_on_host_and_device_equals_the_oracle(
     gpu: FakeDriver, device: EmulatedDevice, experts: list[Experts], schedule: str, slots: int, script: list
 ) -> None:
+    gpu.reset()
     streams = [device.new_stream(), device.new_stream()]
     pending = []
     slots = max(slots, TOP_K) if schedule == "ondemand" else slots
@@ -191,9 +192,11 @@ def test_submitting_again_and_again_makes_nothing_new(
         there = OnDevice(device, random_batch(2), stream)
         for _ in range(3):
             layer.forward(*there, out=there.out)
+            engine.synchronize()
         made = gpu.calls("cuEventCreate"), gpu.calls("cuMemAlloc_v2"), gpu.calls("cuMemHostAlloc")
         for _ in range(20):
             layer.forward(*there, out=there.out)
+            engine.synchronize()
         assert made == (
             gpu.calls("cuEventCreate"),
             gpu.calls("cuMemAlloc_v2"),
@@ -217,7 +220,7 @@ def test_an_error_comes_out_and_the_engine_goes_on(
         there = OnDevice(device, batch, stream)
         gpu.fail(call, 1, INVALID_VALUE)
         with pytest.raises(moerun.GpuError, match=rf"{call} returned CUDA_ERROR_INVALID_VALUE"):
-            layer.forward(*there, out=there.out)
+            layer.submit(*there, out=there.out).synchronize()
         layer.forward(*there, out=there.out)
         expected.check(there.result(stream))
         expected.check(layer.forward(*batch))

@@ -34,7 +34,7 @@ void scripted_run() {
   const Stream copies(context), compute(context, -1);
   Event arrived(context), begin(context, {.timing = true}), end(context, {.timing = true});
   DeviceMemory a(context, kBytes), sum(context, kBytes);
-  PinnedMemory from(context, kBytes), to(context, kBytes);
+  PinnedMemory from(context, kBytes), to(context, kBytes), flag(context, sizeof(uint32_t));
   std::vector<float> pageable(kCount, 1.0f);
   const Finish finish{{copies, compute}};
   std::string why_not;
@@ -53,6 +53,12 @@ void scripted_run() {
   compute.copy_on_device(a.address(), sum.address(), kBytes);
   compute.copy_to_host(to.data(), a.address(), kBytes);
   compute.call_on_host([](void*) {}, nullptr);
+  auto* const word = static_cast<uint32_t*>(flag.data());
+  *word = 0;
+  compute.write_value(word, 1);
+  copies.wait_for_value(word, 1);
+  std::ignore = compute.capturing();
+  std::ignore = compute.id();
   compute.record(end);
   std::ignore = compute.idle();
   std::ignore = end.done();

@@ -1,5 +1,7 @@
 // The driver layer: streams, events between them, and what is found where one is missing.
 #include <unistd.h>
+#include <atomic>
+#include <cstdint>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -35,6 +37,71 @@ void a_host_that_waited_needs_no_event() {
     compute.synchronize();
   }
   expect_clean("polling an event");
+}
+
+// A stream waits for what is not enqueued yet, and comes behind what the value was written behind.
+void values_order_streams() {
+  for (int seed = 0; seed < 5; ++seed) {
+    const Setting shake("FAKECUDA_SHAKE", std::to_string(seed) + ":2000");
+    {
+      const ContextPtr context = open();
+      const Stream copies(context), compute(context), third(context);
+      Event computed(context);
+      const DeviceMemory a(context, kBytes), sum(context, kBytes);
+      const PinnedMemory from(context, kBytes), to(context, kBytes), flag(context, sizeof(uint32_t));
+      const Kernel add = add_kernel(context);
+      auto* const word = static_cast<uint32_t*>(flag.data());
+      *word = UINT32_MAX;
+      fill(from, 3);
+      compute.wait_for_value(word, 0);  // comes after UINT32_MAX
+      add.launch(compute, {.x = 8}, sum.address(), a.address(), a.address(), kCount);
+      compute.record(computed);
+      third.wait(computed);
+      third.copy_to_host(to.data(), sum.address(), kBytes);
+      expect(!compute.idle(), "a stream waits for a value that nobody has written");
+      copies.copy_to_device(a.address(), from.data(), kBytes);
+      copies.write_value(word, 0);
+      third.synchronize();
+      expect(wrong_values(to, 6, 2) == 0, "values behind a value that a stream wrote");
+
+      compute.wait_for_value(word, 7);
+      compute.fill(a.address(), 0, kBytes);
+      std::atomic_ref(*word).store(8, std::memory_order_release);
+      compute.synchronize();
+    }
+    expect_clean("values between streams");
+  }
+}
+
+void allocating_while_a_stream_waits_is_found() {
+  {
+    const ContextPtr context = open();
+    const Stream stream(context), other(context);
+    const PinnedMemory flag(context, sizeof(uint32_t));
+    auto* const word = static_cast<uint32_t*>(flag.data());
+    *word = 0;
+    stream.wait_for_value(word, 1);
+    {
+      const DeviceMemory fine(context, kBytes);
+    }  // nobody waits for this thread, as far as can be told
+    expect(fake().counter("violations") == 0, "memory of others");
+    other.write_value(word, 0);
+    {
+      const DeviceMemory memory(context, kBytes);
+    }
+    expect(fake().counter("violations") == 2, "memory while a stream waits for this thread");
+    const std::string text = fake().violation(0);
+    expect(text.find("cuMemAlloc_v2") != std::string::npos, text);
+    other.write_value(word, 1);
+    stream.synchronize();
+    other.synchronize();
+    {
+      const DeviceMemory memory(context, kBytes);
+    }
+    expect(fake().counter("violations") == 2, "memory when the stream has gone on");
+  }
+  expect(fake().leaks() == 0, "leaks after waits for values");
+  fake().reset();
 }
 
 void events_tell_time_and_sleep() {
@@ -81,6 +148,8 @@ void host_functions_run_in_order() {
 void order() {
   events_order_streams();
   a_host_that_waited_needs_no_event();
+  values_order_streams();
+  std::thread(allocating_while_a_stream_waits_is_found).join();  // the thread is one that streams wait for
   events_tell_time_and_sleep();
   host_functions_run_in_order();
 }

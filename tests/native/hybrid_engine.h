@@ -139,8 +139,7 @@ class OnDevice {
  public:
   OnDevice(const cuda::ContextPtr& context, const Batch& batch)
       : stream_(context),
-        given_(context),
-        done_(context),
+        order_(context, nullptr),
         device_(context, kArrays * kMostBytes),
         host_(context, kArrays * kMostBytes),
         tokens_(batch.tokens),
@@ -149,29 +148,37 @@ class OnDevice {
     put(1, batch.ids);
     put(2, batch.weights);
     stream_.copy_to_device(device_.address(), host_.data(), (kArrays - 1) * kMostBytes);
-    stream_.record(given_);
+    order_.begin(stream_);
   }
-  ~OnDevice() { wait_until_idle(*context_, stream_); }
+  ~OnDevice() { wait(); }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
-  DeviceBatch view(Batch& batch) {
+  DeviceBatch view(Batch& batch, StreamOrder& order) {
     cpu::Batch there = batch.view();
     there.x = at(0);
     there.routing.ids = at(1);
     there.routing.weights = at(2);
     there.out = at(3);
-    return {there, given_, done_, [this] { enqueued_ = true; }};
+    return {.batch = there, .order = order, .enqueued = [this] { enqueued_ = true; }};
   }
+  DeviceBatch view(Batch& batch) { return view(batch, order_); }
   // In the caller's stream, which waits for the batch on the device.
   void fetch(Batch& batch) {
     expect(enqueued_, "a batch on the device ends without a word");
-    stream_.wait(done_);
+    order_.join();
+    fetch_in_order(batch);
+  }
+  // The same where the stream waits already.
+  void fetch_in_order(Batch& batch) {
     std::byte* const out = static_cast<std::byte*>(host_.data()) + 3 * kMostBytes;
     stream_.copy_to_host(out, device_.address() + 3 * kMostBytes, tokens_ * kHidden * sizeof(float));
     stream_.synchronize();
     std::memcpy(batch.out.data(), out, batch.out.size() * sizeof(float));
   }
+
+  void wait() { wait_until_idle(*context_, stream_); }
+  const cuda::Stream& stream() const { return stream_; }
 
  private:
   static constexpr size_t kMostBytes = 4096, kArrays = 4;
@@ -183,7 +190,7 @@ class OnDevice {
   void* at(size_t which) const { return reinterpret_cast<void*>(device_.address() + which * kMostBytes); }
 
   cuda::Stream stream_;
-  cuda::Event given_, done_;
+  StreamOrder order_;
   cuda::DeviceMemory device_;
   cuda::PinnedMemory host_;
   int64_t tokens_;

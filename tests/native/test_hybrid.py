@@ -27,6 +27,7 @@ SOURCES = {
     "src/expert_store/quantise.cc": [],
     "src/trace/trace.cc": [],
     "tests/native/hybrid_faults_test.cc": [],
+    "tests/native/hybrid_streams_test.cc": [],
     "tests/native/hybrid_test.cc": [],
 }
 
@@ -47,7 +48,7 @@ def programs(sanitizer: str) -> tuple[Path, Path, Path]:
     return build(SOURCES, "hybrid_test", flags), build_fake_driver(flags), openmp.parent
 
 
-@pytest.mark.parametrize("group", ["schedules", "recovery", "memory", "faults"])
+@pytest.mark.parametrize("group", ["schedules", "recovery", "memory", "streams", "faults"])
 def test_cpu_and_gpu_together(programs: tuple[Path, Path, Path], sanitizer: str, group: str) -> None:
     program, driver, openmp = programs
     if group == "faults" and sanitizer != "plain":

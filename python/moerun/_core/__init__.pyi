@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'Pairs', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -244,7 +244,7 @@ class BlobLayout:
 
 class GpuOptions:
 
-    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, history: bool=False, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
+    def __init__(self, *, device: typing.SupportsInt | typing.SupportsIndex=0, schedule: str='balanced', cache: str='mrs', prefetch: bool=True, time_every: typing.SupportsInt | typing.SupportsIndex=1, history: bool=False, stream_waits: bool=True, pin: bool=True, cache_bytes: typing.SupportsInt | typing.SupportsIndex | None=None, cache_fraction: typing.SupportsFloat | typing.SupportsIndex | None=None) -> None:
         ...
 
 class CompiledKernel:
@@ -357,6 +357,13 @@ class Job:
     def wait(self) -> None:
         ...
 
+    def wait_until_done(self) -> None:
+        ...
+
+    @property
+    def stream_waits(self) -> bool:
+        ...
+
 class Batch:
 
     def __init__(self, tokens: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], ids: typing.SupportsInt | typing.SupportsIndex, ids_are_64_bit: bool, ids_stride: typing.SupportsInt | typing.SupportsIndex, weights: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex]) -> None:
@@ -371,6 +378,9 @@ class Engine:
         ...
 
     def add_layer(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, owner: typing.Any) -> Layer:
+        ...
+
+    def attend_prompt(self, sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], 'FixedSize(7)'], type: DType, queries: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], keys: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], values: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], scale: typing.SupportsFloat | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], added: DType | None, sinks: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
     def attention(self, layer: AttentionView, batch: AttentionBatch) -> None:
@@ -421,13 +431,16 @@ class Engine:
     def submit(self, layer: Layer, batch: Batch, arrays: typing.Any, stream: typing.SupportsInt | typing.SupportsIndex | None=None) -> Job:
         ...
 
+    def synchronize(self) -> None:
+        ...
+
     def time_copies(self, layer: Layer) -> list[tuple[int, float]]:
         ...
 
-    def time_cpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+    def time_cpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float, float]]:
         ...
 
-    def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+    def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float, float]]:
         ...
 
     def warm_start(self, layer: Layer, shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:
@@ -545,9 +558,77 @@ class HeadNorm:
     def value(self) -> int:
         ...
 
+class Pairs:
+    """
+    Members:
+    
+      halves
+    
+      neighbours
+    
+      neighbours_to_halves
+    """
+    __members__: typing.ClassVar[dict[str, Pairs]]
+    halves: typing.ClassVar[Pairs]
+    neighbours: typing.ClassVar[Pairs]
+    neighbours_to_halves: typing.ClassVar[Pairs]
+
+    @typing.overload
+    def __eq__(self, other: Pairs) -> bool:
+        ...
+
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+
+    def __getstate__(self) -> int:
+        ...
+
+    def __hash__(self) -> int:
+        ...
+
+    def __index__(self) -> int:
+        ...
+
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __int__(self) -> int:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: Pairs) -> bool:
+        ...
+
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+
+    def __repr__(self) -> str:
+        ...
+
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    def __str__(self) -> str:
+        ...
+
+    @property
+    def name(self) -> str:
+        ...
+
+    @property
+    def value(self) -> int:
+        ...
+
 class AttentionView:
 
+    @typing.overload
     def __init__(self, query: LinearView, key: LinearView, value: LinearView, output: LinearView, heads: typing.SupportsInt | typing.SupportsIndex, kv_heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex, scale: typing.SupportsFloat | typing.SupportsIndex, norm: HeadNorm, query_norm: typing.SupportsInt | typing.SupportsIndex, key_norm: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex, clip: typing.SupportsFloat | typing.SupportsIndex, sinks: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
+    @typing.overload
+    def __init__(self, query: LinearView, query_up: LinearView | None, latent: LinearView, expand: LinearView, output: LinearView, heads: typing.SupportsInt | typing.SupportsIndex, head_dim: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, value_dim: typing.SupportsInt | typing.SupportsIndex, pairs: Pairs, scale: typing.SupportsFloat | typing.SupportsIndex, query_norm: typing.SupportsInt | typing.SupportsIndex, latent_norm: typing.SupportsInt | typing.SupportsIndex, epsilon: typing.SupportsFloat | typing.SupportsIndex) -> None:
         ...
 
 class AttentionBatch:

@@ -12,7 +12,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from moerun.hf.attention_step import reuse_room
+from moerun.hf.cache_room import reuse_room
 
 Column = list[tuple[torch.Tensor, torch.Tensor]]  # keys and values of some columns, by layer
 

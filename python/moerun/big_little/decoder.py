@@ -68,7 +68,7 @@ class Decoder:
         little = None if everyone else kv.last_columns(passes.cache, 1)
         passes.take_back(1)
         selection = passes.selection
-        with announced(selection.layers, selection.choices, None if everyone else unsure):
+        with announced(selection.layers, selection.choices_of(unsure)):
             full = passes.full(tokens[:, None], unsure[:, None])[:, -1]
         if little is None:
             return full

@@ -61,7 +61,6 @@ class Passes:
         Of a prompt that the cache knows in part, the rest is run.
         """
         known = self.cache.get_seq_length()
-        self.selection.use(little=False)
         return self._forward("prefill", tokens[:, known:], 1)[:, -1]
 
     def little(self, tokens: torch.Tensor, routed: torch.Tensor | None = None) -> torch.Tensor:
@@ -70,8 +69,7 @@ class Passes:
         `routed`, bool [B]: sequences that go through experts.
         """
         self._extend_mask(1)
-        self.selection.use(little=True, routed=routed)
-        return self._forward("little", tokens[:, None], 1)[:, -1]
+        return self._forward("little", tokens[:, None], 1, routed)[:, -1]
 
     def full(self, tokens: torch.Tensor, routed: torch.Tensor | None = None, logits: int = 1) -> torch.Tensor:
         """Tokens, int64 [B, q], with all experts; returns the logits after the last `logits`, [B, logits, V].
@@ -79,8 +77,7 @@ class Passes:
         `routed`, bool [B, q]: tokens that go through experts.
         """
         self._extend_mask(tokens.shape[1])
-        self.selection.use(little=False, routed=routed)
-        return self._forward("full" if tokens.shape[1] == 1 else "batch", tokens, logits)
+        return self._forward("full" if tokens.shape[1] == 1 else "batch", tokens, logits, routed)
 
     def take_back(self, columns: int) -> None:
         """Forget the latest positions of all sequences."""
@@ -96,10 +93,13 @@ class Passes:
         ones = self.mask.new_ones((self.mask.shape[0], columns))
         self.mask = torch.cat([self.mask, ones], dim=1)
 
-    def _forward(self, kind: str, tokens: torch.Tensor, logits: int) -> torch.Tensor:
+    def _forward(
+        self, kind: str, tokens: torch.Tensor, logits: int, routed: torch.Tensor | None = None
+    ) -> torch.Tensor:
         count = tokens.shape[1]
         positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, -count:]
         read, begin = self.selection.experts_read, time.perf_counter()
+        self.selection.use(kind == "little", routed, single=tokens.numel() == 1)
         output = self._model(
             input_ids=tokens,
             attention_mask=None if bool(self.mask.all()) else self.mask,

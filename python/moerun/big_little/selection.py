@@ -1,7 +1,9 @@
-"""Which experts the passes of one run use: hooks before the experts of a model, for as long as the run lasts.
+"""Which experts the passes of one run use: hooks before the experts of a model, while they are needed.
 
 The routers are the model's own. In a little pass only the first little_k of each token's choice reach the
-engine, so that it reads no others; what was left out is remembered for the fallback.
+engine, so that it reads no others; what was left out is remembered for the fallback. A token that goes
+through all experts alone is not watched: hooks would keep the engine from taking whole layers
+(hf/decoder_step.py).
 """
 
 from __future__ import annotations
@@ -45,6 +47,15 @@ def little_choice(choice: Choice, little_k: int, renormalize: bool) -> Choice:
     return Choice(choice.ids[:, :little_k], kept)
 
 
+def joined(choices: Sequence[Mapping[int, Choice]]) -> dict[int, Choice]:
+    """The choices of several passes as one, by layer."""
+    layers = choices[0] if choices else ()
+    return {
+        number: Choice(*(torch.cat(parts) for parts in zip(*(c[number] for c in choices), strict=True)))
+        for number in layers
+    }
+
+
 class ExpertSelection:
     """A context manager; inside, `use` says what the next passes of this thread do.
 
@@ -73,7 +84,7 @@ class ExpertSelection:
         self.choices: dict[int, Choice] = {}  # of the latest little pass, by layer
         self.experts_read = 0  # experts that were active, once per layer, pass and ...
         self.sequences = 1  # ... of so many equal parts of the tokens. 1: the batch shares what it reads
-        self._modules = modules
+        self.modules = modules
         self._little_k = dict(zip(modules, little_k, strict=True))
         self._renormalize = renormalize
         self._thread = threading.get_ident()
@@ -81,7 +92,7 @@ class ExpertSelection:
         self._little = False
         self._skipped: torch.Tensor | None = None
 
-    def use(self, little: bool, routed: torch.Tensor | None = None) -> None:
+    def use(self, little: bool, routed: torch.Tensor | None = None, single: bool = False) -> None:
         """Says what the passes from now on do.
 
         Parameters
@@ -91,24 +102,45 @@ class ExpertSelection:
         routed
             Bool, one per token of the pass in its order: tokens that are False go through no expert, and what
             comes out for them means nothing. None: all of them are True.
+        single
+            One pass follows, of a single token.
         """
         self._little = little
         self._skipped = None if routed is None or bool(routed.all()) else ~routed.flatten()
         if little:
             self.choices = {}
+        if single and not little and self._skipped is None:
+            self._stop_watching()
+            self.experts_read += sum(layer.spec.top_k for layer in self.layers.values())
+        else:
+            self._watch()
+
+    def choices_of(self, rows: torch.Tensor) -> dict[int, Choice]:
+        """Of the latest little pass: the choices of the sequences `rows`, bool [B]."""
+        if bool(rows.all()):
+            return self.choices
+        return {number: Choice(ids[rows], weights[rows]) for number, (ids, weights) in self.choices.items()}
 
     def __enter__(self) -> ExpertSelection:
-        for number, module in self._modules.items():
-            self._hooks.append(
-                module.register_forward_pre_hook(
-                    lambda _module, inputs, number=number: self._before(number, *inputs)
-                )
-            )
+        self._watch()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop_watching()
+
+    def _watch(self) -> None:
+        if self._hooks:
+            return
+        for number, module in self.modules.items():
+            self._hooks.append(
+                module.register_forward_pre_hook(
+                    lambda _module, inputs, number=number: self._before(number, *inputs)
+                )
+            )
+
+    def _stop_watching(self) -> None:
         while self._hooks:
             self._hooks.pop().remove()
 

@@ -1,5 +1,6 @@
 """Lossless decoding: little passes draft tokens, one pass with all experts verifies them (self-speculation).
 
+The experts that the drafts have chosen are known before the verification, as for a fallback (prefetch.py).
 What a verification yields replaces the drafts' keys and values as well, so nothing approximate stays behind.
 Drafting of a sequence ends before the first token of which the little pass is not sure; it goes by the
 distribution and not by the token drawn, or sampling would be biased.
@@ -14,7 +15,9 @@ import torch
 from moerun.big_little.decoder import Decide
 from moerun.big_little.draft_length import DraftLength
 from moerun.big_little.passes import Passes
+from moerun.big_little.prefetch import announced
 from moerun.big_little.sampling import choose, verify_greedy, verify_sampled
+from moerun.big_little.selection import Choice, joined
 from moerun.big_little.sequences import Sequences
 
 
@@ -32,6 +35,7 @@ class _Drafts:
     def __init__(self, batch: int) -> None:
         self.tokens: list[list[int]] = [[] for _ in range(batch)]
         self.probs: list[list[torch.Tensor]] = [[] for _ in range(batch)]
+        self.choices: list[dict[int, Choice]] = []  # of each little pass, by layer
 
     @property
     def counts(self) -> list[int]:
@@ -95,6 +99,7 @@ class Speculator:
         most = min(self._draft_length.length, self._sequences.room - 1)
         for done in range(most):
             logits = self._passes.little(tokens, drafting)
+            drafts.choices.append(self._passes.selection.choices_of(drafting))
             drafting &= self._decide(logits)
             if not bool(drafting.any()):
                 return drafts, done + 1
@@ -115,7 +120,8 @@ class Speculator:
             tokens[row, 1 : 1 + len(drafted)] = newest.new_tensor(drafted)
         columns = torch.arange(width, device=newest.device)
         routed = (columns <= counts[:, None]) & unfinished[:, None]
-        return self._passes.full(tokens, routed, logits=width)
+        with announced(self._passes.selection.layers, joined(drafts.choices)):
+            return self._passes.full(tokens, routed, logits=width)
 
     def _yielded(self, logits: torch.Tensor, drafts: _Drafts) -> list[list[int]]:
         """The tokens that each sequence gains, from the logits [B, width, V] of its verification."""

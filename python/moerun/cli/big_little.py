@@ -116,7 +116,12 @@ def render(options: BigLittle, statistics: Statistics) -> str:
             f"({statistics.acceptance:.0%})",
         ]
     else:
-        decided = ["fallbacks", f"{statistics.fallbacks} ({statistics.fallbacks / new:.0%})"]
+        accepted = statistics.little_tokens / max(statistics.little_passes, 1)
+        decided = [
+            "fallbacks",
+            f"{statistics.fallbacks} ({statistics.fallbacks / new:.0%}); {accepted:.0%} of the little passes "
+            "were accepted",
+        ]
     rows: list[list[str]] = [
         ["little tokens", f"{statistics.little_tokens} of {new} ({statistics.little_share:.0%})"],
         decided,
@@ -128,7 +133,7 @@ def render(options: BigLittle, statistics: Statistics) -> str:
         ],
         ["experts read", f"{statistics.experts_read} ({statistics.experts_read / new:.1f} per new token)"],
         ["bytes read", text.size(statistics.bytes_read)],
-        ["time saved", _saved(statistics)],
+        ["time lost" if (statistics.saved_s or 0) < 0 else "time saved", _saved(statistics)],
     ]
     return text.table([["big-little", f"threshold {options.threshold:g}"], *rows], "ll")
 
@@ -139,7 +144,7 @@ def _saved(statistics: Statistics) -> str:
         return "unknown: no token was run with all experts to compare with"
     usual = statistics.decode_s + saved
     share = saved / usual if usual > 0 else 0.0
-    return f"{saved:.2f} s of {usual:.2f} s ({share:.0%}), by this run's passes with all experts"
+    return f"{abs(saved):.2f} s of {usual:.2f} s ({abs(share):.0%}), by this run's passes with all experts"
 
 
 def as_figures(options: BigLittle, statistics: Statistics) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moerun import _core, tensors
-from moerun.dense.attention import Attention, place_mask
+from moerun.dense.cached_attention import CachedAttention, place_mask
 from moerun.dense.linear import Linear
 from moerun.dense.norm import RmsNorm
 from moerun.dense.router import Router
@@ -32,7 +32,7 @@ class DecoderLayer:
     def __init__(
         self,
         attention_norm: RmsNorm,
-        attention: Attention,
+        attention: CachedAttention,
         expert_norm: RmsNorm,
         router: Router,
         experts: Layer,
@@ -40,7 +40,7 @@ class DecoderLayer:
         hidden = attention.projections[0].inputs
         widths = (
             len(attention_norm.weight),
-            attention.projections[3].outputs,
+            attention.projections[-1].outputs,
             len(expert_norm.weight),
             router.gate.inputs,
             experts.spec.hidden_size,

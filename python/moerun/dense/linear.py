@@ -75,6 +75,10 @@ class Linear:
             self.view = _core.LinearView(layout, self._blob.ctypes.data, bias_at)
 
     @property
+    def has_bias(self) -> bool:
+        return self._bias is not None
+
+    @property
     def weight_bytes(self) -> int:
         """What reading the weight once reads, in bytes."""
         if self.weight is None:

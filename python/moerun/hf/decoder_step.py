@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moerun.dense import Decoder, DecoderLayer
-from moerun.hf.attention_step import attention_of, make_room
+from moerun.hf.attention_step import attention_of
+from moerun.hf.cache_room import make_room
 from moerun.hf.dense import is_watched, may_skip_torch, mix_in, modules_of
 from moerun.hf.experts import layer_of
 from moerun.hf.held import Held

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 _HEAD = "lm_head"
+_READ_BY_COLUMNS = "kv_b_proj"  # too, in multi-head latent attention: never quantised
 _HEAD_FORMATS = {4: "int8_g128"}  # bits of the other matrices -> format of the head
 
 
@@ -65,7 +66,8 @@ def attach_linears(model: torch.nn.Module, engine: Engine, quant: str | None = N
     """Gives every plain torch.nn.Linear of `model` in host memory to the engine; returns how many.
 
     With `quant` their weights are quantised to that format, and let go in torch. The head over the vocabulary
-    keeps at least 8 bits, and its own format if it shares its weight with the embedding.
+    keeps at least 8 bits, and its own format if it shares its weight with the embedding; so does what makes
+    keys and values of latents.
     """
     tied = {m.weight.data_ptr() for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     count = 0
@@ -77,7 +79,7 @@ def attach_linears(model: torch.nn.Module, engine: Engine, quant: str | None = N
             continue
         bias = None if module.bias is None else module.bias.detach()
         count += 1
-        if quant is not None and weight.data_ptr() not in tied:
+        if quant is not None and weight.data_ptr() not in tied and not name.endswith(_READ_BY_COLUMNS):
             linear = engine.add_linear(weight, bias, _format_of(name, quant))
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, QuantisedLinear(linear, weight.dtype))

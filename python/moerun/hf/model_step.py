@@ -15,7 +15,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
 from moerun.dense import Caches, Decoder
-from moerun.hf.attention_step import MOST_TOKENS, is_plain, make_room
+from moerun.hf.attention_step import MOST_TOKENS, is_plain
+from moerun.hf.cache_room import make_room
 from moerun.hf.decoder_step import decoder_layer_of
 from moerun.hf.dense import linear_of, mix_in
 from moerun.hf.held import Held
