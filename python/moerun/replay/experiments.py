@@ -34,12 +34,14 @@ ABLATION = (
     KTRANSFORMERS.but("+ caching", cache="mrs", promote=True),
     HYBRIMOE,
 )
+# What the engine can do of it: no partial copies, no promotion, every copy is kept.
+AS_ENGINE = OURS.but("as the engine", partial_copy=False, promote=False, keeps_copies=True)
 OUR_ABLATION = (
     OURS,
     OURS.but("whole copies only", partial_copy=False),
     OURS.but("whole copies, PCIe for nothing", partial_copy=False, copy_price=0.0),
     OURS.but("no dividing", partial_copy=False, allow_fraction=False),
-    OURS.but("as the engine", partial_copy=False, promote=False, keeps_copies=True),
+    AS_ENGINE,
     OURS.but("no promotion", promote=False),
     OURS.but("no prefetch", prefetch="none"),
     OURS.but("prefetch unguarded", prefetch="impact"),
