@@ -15,8 +15,12 @@ help:
 	@echo "make lint   ruff, mypy, clang-format, clang-tidy, stubs up to date"
 
 $(VENV)/.tools: constraints-dev.txt
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	  { echo "moerun needs a C++ compiler (on Debian: apt-get install g++), or CXX=its path"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
 	  { echo "moerun needs Python 3.10 to 3.13; set PYTHON=python3.x"; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig as s; sys.exit(not os.path.exists(s.get_path("include") + "/Python.h"))' || \
+	  { echo "Python's headers are missing (on Debian: apt-get install python3-dev)"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "python3 cannot make a virtual environment (on Debian: apt-get install python3-venv)"; exit 1; }
 	@echo "installing the pinned tools into $(VENV) (a few minutes the first time)"
 	@$(PIP) install -c constraints-dev.txt torch numpy safetensors transformers tokenizers tqdm \

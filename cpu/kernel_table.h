@@ -117,6 +117,35 @@ struct AttendArgs {
 };
 constexpr int64_t kAttendKeys = 256;  // that are worked on at a time: their values stay in L2
 
+// Attention of many queries of the heads that share a head of keys and values. Row r of a block is the query
+// of token r / group and head r % group:
+//   out[r] = sum_t softmax_t(scale * queries[r] . keys[t] + mask[token][t]) values[t]
+// where a sink is a score without a value. Without a mask, token i sees keys 0 .. past + i.
+struct PromptArgs {
+  const void* queries;
+  int64_t query_stride, query_head_stride;  // elements from token to token, and from head to head
+  int64_t group;
+  int64_t begin, end;  // rows, at most kPromptRows
+  const void* keys;    // [keys_count, head_dim]
+  const void* values;  // [keys_count, value_dim]
+  DType type;          // of queries, keys, values and out
+  int64_t key_stride, value_stride;
+  int64_t keys_count, past;
+  int64_t head_dim, value_dim;
+  float scale;
+  const void*
+      mask;  // [tokens, keys_count] bytes that are not 0 where a key is seen, or what is added; or null
+  int64_t mask_stride;
+  bool mask_adds;
+  DType mask_type;     // of what is added
+  const float* sinks;  // [group] or null
+  void* out;
+  int64_t out_stride, out_head_stride;
+  Scratch scratch;  // prompt_scratch_bytes(head_dim, value_dim)
+};
+constexpr int64_t kPromptRows = 192, kPromptKeys = 192;  // heuristic: 0.5 MB of L2 at 128 wide heads
+constexpr float kPromptUnseen = -8e37f;                  // added to the score of a key that is not seen
+
 // y = x / sqrt(mean(x^2) + epsilon) * weight, for one row of `width`.
 struct NormArgs {
   const void* x;
@@ -132,6 +161,7 @@ struct NormArgs {
 struct DenseKernels {
   void (*attend)(const AttendArgs&) = nullptr;
   void (*rms_norm)(const NormArgs&) = nullptr;
+  void (*attend_prompt)(const PromptArgs&) = nullptr;
 };
 
 // What the multiply-adds of a kernel multiply: the rate at which a machine can do them differs.
@@ -205,6 +235,12 @@ constexpr int64_t kSumsBytes =
     2 * kRowBlock * kMostTokenBlock * int64_t{sizeof(float)};  // of a run of rows of gate and up
 constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
   return 2 * panel_bytes(b, k) + stage_bytes(b, k) + arranged_bytes(k) + kSumsBytes;
+}
+
+constexpr int64_t prompt_scratch_bytes(int64_t head_dim, int64_t value_dim) {
+  const int64_t floats = kPromptRows * (padded_k(head_dim) + 2 * kPromptKeys + 2 * value_dim + 4);
+  const int64_t staged = head_dim > kPromptKeys ? head_dim : kPromptKeys;
+  return floats * int64_t{sizeof(float)} + 9 * 64 + stage_bytes({.element_bytes = 4}, staged);
 }
 
 }  // namespace moerun::cpu

@@ -12,8 +12,7 @@ void ModelForward::run(const ModelView& model, const ModelBatch& batch, ModelObs
   AttentionBatch step = batch.shared;
   const int64_t rows = step.sequences * step.tokens;
   if (rows == 0) return;
-  const int64_t hidden = model.layers[0].attention_norm.width,
-                stride = spread(hidden, size_of(step.x_type));
+  const int64_t hidden = model.layers[0].attention_norm.width, stride = spread(hidden, size_of(step.x_type));
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const DecoderView& layer = model.layers[i];
     step.cache = batch.caches[i];
@@ -28,8 +27,7 @@ void ModelForward::run(const ModelView& model, const ModelBatch& batch, ModelObs
   }
   const auto begin = Clock::now();
   finish(model, batch, step.out);
-  observer.on_dense(model.head.outputs ? "head" : "norm", batch.kept * step.sequences,
-                    {begin, Clock::now()});
+  observer.on_dense(model.head.outputs ? "head" : "norm", batch.kept * step.sequences, {begin, Clock::now()});
 }
 
 // `states` [sequences * tokens, hidden]

@@ -17,9 +17,9 @@ struct ModelView {
   LinearView head;  // outputs 0: none
 };
 
-// What the layers share of an AttentionBatch, whose `cache` and `out` are not looked at, and what they do not:
-// a cache for every layer. out: of the last `kept` tokens of every sequence, logits where there is a head, else
-// hidden states.
+// What the layers share of an AttentionBatch, whose `cache` and `out` are not looked at, and what they do
+// not: a cache for every layer. out: of the last `kept` tokens of every sequence, logits where there is a
+// head, else hidden states.
 struct ModelBatch {
   AttentionBatch shared;
   std::vector<KeyValues> caches;

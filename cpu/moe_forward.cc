@@ -68,7 +68,10 @@ void MoeForward::run_part(const LayerView& layer, const Batch& batch, int64_t fi
   const void* given = offset(batch.x, first * batch.x_stride, batch.x_type);
   const Activations x =
       place_activations(given, batch.x_type, batch.x_stride, count, layer.hidden, active_type, x_);
-  const int64_t h_stride = spread(layer.inter, active_bytes), y_stride = round_up(layer.hidden, kPad);
+  const int64_t h_stride = spread(layer.inter, active_bytes);
+  // An item reads and writes the same few columns of every token's sums: spread, or they would share sets of
+  // L2 too.
+  const int64_t y_stride = spread(layer.hidden, sizeof(float));
   // Every expert's pairs begin where whole vectors of all before would end.
   const auto h_row = [&](int64_t a) { return groups_.offsets[a] + a * (kMostLanes - 1); };
   void* h = h_.at_least((groups_.pairs() + groups_.active() * (kMostLanes - 1)) * h_stride * active_bytes);

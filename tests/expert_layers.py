@@ -23,6 +23,7 @@ REPOSITORY = Path(__file__).parent.parent
 ALL_ISAS = sorted(folder.parent.name for folder in REPOSITORY.glob("cpu/*/kernels.cc"))
 ISAS_WITH_BF16_DOT = ("avx512_bf16", "amx", "amx_emulated")
 ISAS_WITH_INT8_DOT = ("avx_vnni", "avx512_vnni", *ISAS_WITH_BF16_DOT)
+ISAS_WITH_NIBBLE_TILES = ("avx512_bf16",)  # 4-bit codes become bytes for many tokens; AMX multiplies bf16
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu2", "swiglu_oai")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FORMAT_OF = {dtype: name for name, dtype in DTYPES.items()}

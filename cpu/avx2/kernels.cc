@@ -6,6 +6,7 @@
 #include "cpu/kernels/convert_inl.h"
 #include "cpu/kernels/f32_kernels_inl.h"
 #include "cpu/kernels/limits_inl.h"
+#include "cpu/kernels/prompt_attention_inl.h"
 
 namespace moerun::cpu {
 namespace {
@@ -15,7 +16,7 @@ constexpr KernelTable make_table() {
       .isa = "avx2",
       .f32_activations = {},
       .bf16_activations = {},
-      .dense = {attend, rms_norm},
+      .dense = {attend, rms_norm, attend_prompt},
       .convert = convert,
       .quantise = avx2_quantise,
       .limits = {.read = read_memory, .dot = {dot_peak<F32Dot<DType::f32>>}},

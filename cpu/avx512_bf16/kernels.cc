@@ -6,13 +6,20 @@
 #include "cpu/kernels/f32_dot_inl.h"
 #include "cpu/kernels/limits_inl.h"
 #include "cpu/kernels/linear_inl.h"
+#include "cpu/kernels/prompt_attention_inl.h"
 
 namespace moerun::cpu {
 namespace {
 
+void attend_prompt_in_bf16(const PromptArgs& a) {
+  if (a.type != DType::bf16) return avx512_kernels().dense.attend_prompt(a);
+  attend_prompt_of<Bf16Dot>(a);
+}
+
 KernelTable make_table() {
   KernelTable table = avx512_vnni_kernels();
   table.isa = "avx512_bf16";
+  table.dense.attend_prompt = attend_prompt_in_bf16;
   const auto at = [&](WeightFormat f) -> ExpertKernels& {
     return table.bf16_activations[static_cast<int>(f)];
   };

@@ -1,6 +1,6 @@
 // Quantised weights meet bf16 activations: codes become bf16 exactly, VDPBF16PS multiplies them, and the sums
 // of a group are scaled in fp32. Dots as described in cpu/kernels/f32_dot_inl.h; int8 has its own
-// (cpu/kernels/int8_dot_inl.h).
+// (cpu/kernels/int8_dot_inl.h). Many tokens meet 4-bit codes as int8 (cpu/kernels/staged_int8_dot_inl.h).
 //
 // Row by row, a block is 128 codes:
 //   4 bits   one cache line of 32 words of 4 codes. VPERMW looks up 32 values by the low five bits of words;
@@ -14,9 +14,14 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "cpu/avx512/nibble_bytes.h"
 #include "cpu/avx512_bf16/bf16_dot.h"
+#include "cpu/avx512_vnni/integers.h"
+// after Simd and Integers
 #include "cpu/kernels/coded_row_inl.h"
+#include "cpu/kernels/staged_int8_dot_inl.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
@@ -26,7 +31,7 @@ template <WeightFormat W>
 struct CodedDot {
   static constexpr const FormatInfo& format = info(W);
   using X = uint16_t;
-  using Tiles = Bf16Dot;
+  using Tiles = std::conditional_t<format.bits == 4, StagedInt8Dot<staged_block(format), 4>, Bf16Dot>;
   using RowX = X;
   using Vec = Simd::F;
   using Acc = Simd::F;
@@ -126,10 +131,16 @@ struct CodedDot {
       std::memcpy(&half, r.scales + 2 * i, 2);
       return _mm512_broadcastss_ps(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
     }
-    return power_of_two(_mm512_set1_epi32(static_cast<uint8_t>(r.scales[i])));
+    return powers_of_two(_mm512_set1_epi32(static_cast<uint8_t>(r.scales[i])));
   }
 
-  // 32 weights, scaled and rounded to bf16: what is staged for tiles
+  // A row of 4-bit codes for integer tiles
+  static void stage(const Row& r, int64_t k_count, char* bytes, float* scales) {
+    nibbles_to_bytes<W>(r, k_count, bytes);
+    scales_of_blocks<W, staged_block(format)>(r, k_count, scales);
+  }
+
+  // 32 weights, scaled and rounded to bf16: what is staged for tiles of bf16
   static Vec weights(const Row& r, int64_t k) {
     const __m512i c = _mm512_castps_si512(codes(r, k));
     const Simd::F s = scale(r, k);
@@ -145,11 +156,6 @@ struct CodedDot {
   }
   static Vec ones() { return Simd::from_bits(_mm512_set1_epi16(0x3f80)); }
 
-  // 2^(exponent - 127); an exponent of 0 is subnormal in fp32
-  static Simd::F power_of_two(__m512i exponent) {
-    return Simd::from_bits(_mm512_max_epi32(_mm512_slli_epi32(exponent, 23), _mm512_set1_epi32(0x400000)));
-  }
-
   // What belongs to lane i of a block: that of codes 8 i .. 8 i + 7.
   static constexpr int kGroups = block / format.group;
   static Simd::F spread_groups(Simd::F by_group) {
@@ -164,7 +170,7 @@ struct CodedDot {
     std::memcpy(&raw, from, kGroups * size_of(format.scale));
     const __m128i groups = _mm_cvtsi64_si128(static_cast<int64_t>(raw));
     if constexpr (format.scale == ScaleType::e8m0)
-      return power_of_two(
+      return powers_of_two(
           Simd::bits(spread_groups(Simd::from_bits(_mm512_castsi128_si512(_mm_cvtepu8_epi32(groups))))));
     return spread_groups(_mm512_castps128_ps512(_mm_cvtph_ps(groups)));
   }

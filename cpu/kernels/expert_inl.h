@@ -29,14 +29,14 @@ constexpr int64_t kMostIntegerRest = kRowTokens;
 // tiles whose sums stay in L1 and L2.
 constexpr int64_t kRowRun = 128;
 template <class D>
-constexpr int64_t kTileRun = is_integer<D> ? kRowBlock : 2 * kGroupRows;
+constexpr int64_t kTileRun = is_integer<Tiles<D>> ? kRowBlock : 2 * kGroupRows;
 
 // Of an expert's tokens, how many go as vectors; the rest, behind them, go row by row. Both phases agree on
 // it.
 template <class D>
 inline int64_t tokens_in_vectors(int64_t count, const MatrixView& matrix) {
   const int64_t rest = count % Simd::lanes;
-  const int64_t most = is_integer<D> && count > rest ? kMostIntegerRest : kMostRowTokens;
+  const int64_t most = is_integer<Tiles<D>> && count > rest ? kMostIntegerRest : kMostRowTokens;
   return rest <= most && matrix.col_stride == 1 ? count - rest : count;
 }
 
@@ -141,7 +141,7 @@ constexpr int64_t hidden_vector_stride(int64_t h_stride) {
 }
 
 // h of `count` rows from c_gate and c_up [row][c_stride], for whole vectors of tokens: rows of c are words of
-// h's packed form already, but for joining `group` of them, or for quantising them when they are a block of
+// h's packed form already, but for joining `group` of them, or for quantising them when they are blocks of
 // K of the down phase. `row` is a multiple of group, or of the block.
 template <class D>
 inline void finish_gate_up_vectors(const GateUpArgs& a, int64_t row, int64_t count, int64_t vectors,
@@ -157,10 +157,14 @@ inline void finish_gate_up_vectors(const GateUpArgs& a, int64_t row, int64_t cou
   };
   for (int64_t v = 0; v < vectors; ++v) {
     auto* to = h + v * hidden_vector_stride<D>(a.h_stride);
-    if constexpr (is_integer<D>) {
-      Simd::F block[D::block];
-      for (int64_t n = 0; n < D::block; ++n) block[n] = result(n, v);
-      D::quantise_block([&](int n) { return block[n]; }, to + row / D::block * kBlockSums<D>);
+    if constexpr (is_integer<Tiles<D>>) {
+      constexpr int64_t size = Tiles<D>::block;
+      for (int64_t n = 0; n < count; n += size) {
+        Simd::F block[size];
+        for (int64_t i = 0; i < size; ++i) block[i] = result(n + i, v);
+        Tiles<D>::quantise_block([&](int i) { return block[i]; },
+                                 to + (row + n) / size * kBlockSums<Tiles<D>>);
+      }
     } else {
       for (int64_t n = 0; n < count; n += D::group)
         to[(row + n) / D::group] =

@@ -13,42 +13,29 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/kernel_table.h"
 #include "cpu/kernels/coded_row_inl.h"
-#include "cpu/kernels/number_formats_inl.h"
+#include "cpu/kernels/int8_activations_inl.h"
 #include "src/types.h"
 
 namespace moerun::cpu {
 namespace {
 
 template <WeightFormat W>
-struct Int8Dot {
+struct Int8Dot : Int8Activations<64> {
   static constexpr const FormatInfo& format = info(W);
-  using X = uint16_t;
   using Tiles = Int8Dot;
   using RowX = int8_t;
-  using Vec = Simd::F;
   using Acc = Simd::F;
   using Row = CodedRow;
-  using Sum = Integers;
   static constexpr bool scaled = true;
   static constexpr bool arranged = true;
-  static constexpr bool integer = true;
   static constexpr bool in_place = true;
-  static constexpr DType activation_type = DType::bf16;
-  static constexpr DotType dot_type = DotType::int8;
-  static constexpr int group = 2;   // of activations in memory
-  static constexpr int block = 64;  // elements of K that share a scale of activations
+  static constexpr bool block_scales = format.group != 0;  // or one a row
   static constexpr int64_t block_bytes = block;
 
   static int64_t row_bytes(const MatrixView& m) { return coded_row_bytes<W>(m); }
   static Row row(const MatrixView& m, int64_t n) { return coded_row<W>(m, n); }
   static const char* address(const Row& r, int64_t k) { return r.codes + k; }
-  static Vec activations(const X* x) {
-    Vec words;
-    std::memcpy(&words, x, sizeof(words));
-    return words;
-  }
 
   static float row_scale(const Row& r) {
     if constexpr (format.group) return 1.0f;
@@ -56,7 +43,7 @@ struct Int8Dot {
     std::memcpy(&scale, r.scales, sizeof(scale));
     return scale;
   }
-  static float group_scale(const char* scales, int64_t k) {
+  static float block_scale(const char* scales, int64_t k) {
     uint16_t half;
     std::memcpy(&half, scales + k / format.group * 2, 2);
     return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(half)));
@@ -94,7 +81,7 @@ struct Int8Dot {
     constexpr int vectors = block / kVectorBytes;
     Sum codes[vectors];
     for (int i = 0; i < vectors; ++i) codes[i] = load(r.codes + k + i * kVectorBytes) ^ kSigns;
-    const float weight_scale = format.group ? group_scale(r.scales, k) : 1.0f;
+    const float weight_scale = format.group ? block_scale(r.scales, k) : 1.0f;
 #pragma GCC unroll 4
     for (int m = 0; m < M; ++m) {
       const RowX* xm = x[m] + k / block * kArranged;
@@ -116,53 +103,17 @@ struct Int8Dot {
     std::memcpy(&word, four_codes, sizeof(word));
     return all(word) ^ kSigns;
   }
-  static Sum multiply_add(Sum w, Sum x, Sum c) { return add_products(c, w, x); }
-  static Simd::F as_float(Sum bits) { return (Simd::F)bits; }
-  static Simd::F to_float(Sum v) { return (Simd::F) __builtin_convertvector(v, Floats); }
-
-  // Of words of 2 bf16: number i of each token; zeros from 2 `count` on.
-  static auto unpacked(const Vec* words, int64_t count) {
-    return [=](int i) {
-      if (i / 2 >= count) return Simd::zero();
-      const Sum word = (Sum)words[i / 2];
-      return as_float(i % 2 ? word & static_cast<int>(0xffff0000) : word << 16);
-    };
-  }
-
-  // One block of one vector of tokens, value(i) being number i of each, as words of 4 codes; then scale and
-  // minus.
-  template <class Value>
-  static void quantise_block(const Value& value, Sum* codes) {
-    Sum largest = {}, sum = {};
-#pragma GCC unroll 4
-    for (int i = 0; i < block; ++i) largest = larger(largest, magnitude(value(i)));
-    const Simd::F scale = scale_of(largest), inverse = inverse_of(scale);
-#pragma GCC unroll 2
-    for (int w = 0; w < block / 4; ++w) {
-      const auto q = [&](int i) { return rounded(value(4 * w + i), inverse); };
-      const Sum low = (q(0) & 0xff) | ((q(1) << 8) & 0xff00);
-      const Sum word = (low & 0xffff) | (((q(2) & 0xff) | (q(3) << 8)) << 16);
-      sum = add_products(sum, all(0x01010101), word);
-      codes[w] = word;
-    }
-    codes[block / 4] = (Sum)scale;
-    codes[block / 4 + 1] = sum * -128;
-  }
 
  private:
-  typedef float Floats __attribute__((vector_size(sizeof(Sum))));
   typedef int8_t Bytes __attribute__((vector_size(Simd::lanes)));
   static constexpr int kVectorBytes = sizeof(Sum);
   static constexpr int kSigns = static_cast<int>(0x80808080);  // of four codes: makes c unsigned c + 128
 
-  static Sum all(int v) { return Sum{} + v; }
   static Sum load(const void* from) {
     Sum v;
     std::memcpy(&v, from, sizeof(v));
     return v;
   }
-  static Sum magnitude(Simd::F v) { return (Sum)v & 0x7fffffff; }
-  static Sum larger(Sum a, Sum b) { return a > b ? a : b; }  // not negative, so floats' bits are in order
 
   // In all lanes, f over all of them; it is associative and commutative.
   template <class F>
@@ -171,22 +122,6 @@ struct Int8Dot {
     for (int i = 0; i < Simd::lanes; ++i) lane[i] = i;
     for (int step = Simd::lanes / 2; step; step /= 2) v = f(v, __builtin_shuffle(v, lane ^ step));
     return v;
-  }
-
-  // v * inverse rounded to nearest even, in the lowest bits; others are above.
-  static Sum rounded(Simd::F v, Simd::F inverse) {
-    return (Sum)Simd::fmadd(v, inverse, Simd::set1(0x1.8p23f));
-  }
-
-  // max / 127 from the largest magnitude's bits; NaN if a number was not finite
-  static Simd::F scale_of(Sum largest) {
-    const Sum scale = (Sum)Simd::mul(as_float(largest), Simd::set1(1.0f / 127.0f));
-    return as_float(largest >= 0x7f800000 ? all(0x7fc00000) : scale);
-  }
-  // 0 for a scale whose inverse is not finite, or is not a number
-  static Simd::F inverse_of(Simd::F scale) {
-    const Floats s = (Floats)scale;
-    return (Simd::F)(s >= 1e-36f ? 1.0f / s : Floats{});
   }
 };
 

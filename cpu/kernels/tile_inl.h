@@ -24,6 +24,18 @@ namespace {
 // Rows that are staged at a time, and a multiple of every tile's rows.
 constexpr int64_t kGroupRows = 24;
 
+// Rows that are staged as bytes at a time: those of one tile, so that they are multiplied from L1.
+constexpr int64_t kByteRows = 8;
+
+// Vectors in one pass over a tile's rows.
+template <class D>
+constexpr int most_vectors() {
+  int most = Simd::tile_vectors;
+  if constexpr (is_staged_bytes<D>)
+    while (Simd::tile_rows[most - 1] != kByteRows) --most;
+  return most;
+}
+
 // A Dot may bring its own way to multiply a group of rows (cpu/amx/tile_kernel_inl.h).
 template <class D>
 concept HasOwnTiles = requires { &D::multiply_group; };
@@ -134,7 +146,7 @@ inline Tile<D> tile_of(int64_t vectors) {
   return vectors == 1   ? tile<D, R, 1>()
          : vectors == 2 ? tile<D, R, 2>()
          : vectors == 3 ? tile<D, R, 3>()
-                        : tile<D, R, Simd::tile_vectors>();
+                        : tile<D, R, most_vectors<D>()>();
 }
 
 // R rows times all vectors, in as few passes as registers allow, of as even a size as can be; the rows stay
@@ -142,7 +154,7 @@ inline Tile<D> tile_of(int64_t vectors) {
 template <class D, int R>
 inline void multiply_rows_of_tile(const Rows& rows, const PanelOf<D>& panel, int64_t words, float* c,
                                   int64_t c_stride, const Rows& soon) {
-  const int64_t passes = (panel.vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
+  const int64_t passes = (panel.vectors + most_vectors<D>() - 1) / most_vectors<D>();
   for (int64_t p = 0, v = 0; p < passes; ++p) {
     const int64_t size = (panel.vectors - v + passes - p - 1) / (passes - p);
     tile_of<D, R>(size)(rows, panel.part(v, size), words, c + v * Simd::lanes, c_stride,
@@ -153,7 +165,7 @@ inline void multiply_rows_of_tile(const Rows& rows, const PanelOf<D>& panel, int
 
 // `count` rows times all vectors, R at a time. Rows that do not fill a tile are done with some that are done
 // already, or, if there are none, one by one. `after`: rows to prefetch at the end, or null; so are the
-// tiles' successors unless `in_cache`.
+// tiles' successors. Of rows that are `in_cache`, a tile prefetches its counterpart among those `after`.
 template <class D, int R>
 void multiply_group(const Rows& rows, int64_t count, const PanelOf<D>& panel, int64_t words, float* c,
                     int64_t c_stride, bool in_cache, const Rows& after) {
@@ -164,7 +176,9 @@ void multiply_group(const Rows& rows, int64_t count, const PanelOf<D>& panel, in
   }
   for (int64_t n = 0; n < count; n += R) {
     const int64_t from = smaller(n, count - R);
-    const Rows soon = n + R >= count ? after : in_cache ? Rows{} : rows.from(from + R);
+    const Rows soon = in_cache         ? after.data ? after.from(from) : Rows{}
+                      : n + R >= count ? after
+                                       : rows.from(from + R);
     multiply_rows_of_tile<D, R>(rows.from(from), panel, words, c + from * c_stride, c_stride, soon);
   }
 }
@@ -175,12 +189,40 @@ inline auto group_of(int64_t vectors) {
   if constexpr (HasOwnTiles<D>) {
     return &D::multiply_group;
   } else {
-    const int64_t passes = (vectors + Simd::tile_vectors - 1) / Simd::tile_vectors;
+    const int64_t passes = (vectors + most_vectors<D>() - 1) / most_vectors<D>();
     const int64_t largest = (vectors + passes - 1) / passes;
     return largest == 1   ? multiply_group<D, Simd::tile_rows[0]>
            : largest == 2 ? multiply_group<D, Simd::tile_rows[1]>
            : largest == 3 ? multiply_group<D, Simd::tile_rows[2]>
-                          : multiply_group<D, Simd::tile_rows[Simd::tile_vectors - 1]>;
+                          : multiply_group<D, Simd::tile_rows[most_vectors<D>() - 1]>;
+  }
+}
+
+// As they lie in a quantised matrix, with their scales.
+template <class D>
+Rows coded_rows(const RowRun& run) {
+  const typename D::Row row = D::row(run.matrix, run.row);
+  return {D::address(row, 0), D::row_bytes(run.matrix), row.scales,
+          run.matrix.scale_stride * size_of(D::format.scale)};
+}
+
+// Codes become bytes, the rows of a tile at a time; while they are multiplied, the next codes are fetched.
+template <class D>
+void multiply_staged_bytes(const RowRun& run, int64_t k_count, const PanelOf<Tiles<D>>& panel, float* c,
+                           int64_t c_stride, void* stage, const RowRun* next) {
+  const auto multiply = group_of<Tiles<D>>(panel.vectors);
+  char* const bytes = static_cast<char*>(stage);
+  const int64_t stride = Tiles<D>::stride(k_count), scales_at = Tiles<D>::scales_at(k_count);
+  const Rows staged = {bytes, stride, bytes + scales_at, stride};
+  for (int64_t n = 0; n < run.count; n += kByteRows) {
+    const int64_t count = smaller(kByteRows, run.count - n);
+    for (int64_t i = 0; i < count; ++i)
+      D::stage(D::row(run.matrix, run.row + n + i), k_count, bytes + i * stride,
+               reinterpret_cast<float*>(bytes + i * stride + scales_at));
+    const Rows after = n + count < run.count ? coded_rows<D>({run.matrix, run.row + n + count, 1})
+                       : next                ? coded_rows<D>(*next)
+                                             : Rows{};
+    multiply(staged, count, panel, (k_count + 3) / 4, c + n * c_stride, c_stride, true, after);
   }
 }
 
@@ -189,29 +231,30 @@ inline auto group_of(int64_t vectors) {
 template <class D>
 void multiply_panel(const RowRun& run, int64_t k_count, const PanelOf<Tiles<D>>& panel, float* c,
                     int64_t c_stride, void* stage, const RowRun* next) {
-  constexpr int64_t word = is_integer<D> ? 4 : D::group;  // elements of K
-  const int64_t words = (k_count + word - 1) / word;
-  const auto multiply = group_of<Tiles<D>>(panel.vectors);
-  const auto lying = [](const RowRun& r) {
-    const typename D::Row row = D::row(r.matrix, r.row);
-    Rows rows{D::address(row, 0), D::row_bytes(r.matrix)};
-    if constexpr (is_integer<D>) {
-      rows.scales = row.scales;
-      rows.scale_stride = r.matrix.scale_stride * size_of(D::format.scale);
+  if constexpr (is_staged_bytes<Tiles<D>>) {
+    multiply_staged_bytes<D>(run, k_count, panel, c, c_stride, stage, next);
+  } else {
+    constexpr int64_t word = is_integer<D> ? 4 : D::group;  // elements of K
+    const int64_t words = (k_count + word - 1) / word;
+    const auto multiply = group_of<Tiles<D>>(panel.vectors);
+    const auto lying = [](const RowRun& r) {
+      if constexpr (is_integer<D>)
+        return coded_rows<D>(r);
+      else
+        return Rows{D::address(D::row(r.matrix, r.row), 0), D::row_bytes(r.matrix)};
+    };
+    if (multiplied_in_place<D>(run.matrix, k_count)) {
+      const bool known = next && multiplied_in_place<D>(next->matrix, k_count);
+      return multiply(lying(run), run.count, panel, words, c, c_stride, false, known ? lying(*next) : Rows{});
     }
-    return rows;
-  };
-  if (multiplied_in_place<D>(run.matrix, k_count)) {
-    const bool known = next && multiplied_in_place<D>(next->matrix, k_count);
-    return multiply(lying(run), run.count, panel, words, c, c_stride, false, known ? lying(*next) : Rows{});
-  }
-  if constexpr (!is_integer<D>) {
-    const int64_t stride = staged_stride<D>(k_count) * int64_t{sizeof(typename D::X)};
-    const Rows staged = {static_cast<const char*>(stage), stride};
-    for (int64_t n = 0; n < run.count; n += group_rows<D>()) {
-      const int64_t count = smaller(group_rows<D>(), run.count - n);
-      stage_rows<D>({run.matrix, run.row + n, count}, k_count, static_cast<typename D::X*>(stage));
-      multiply(staged, count, panel, words, c + n * c_stride, c_stride, true, Rows{});
+    if constexpr (!is_integer<D>) {
+      const int64_t stride = staged_stride<D>(k_count) * int64_t{sizeof(typename D::X)};
+      const Rows staged = {static_cast<const char*>(stage), stride};
+      for (int64_t n = 0; n < run.count; n += group_rows<D>()) {
+        const int64_t count = smaller(group_rows<D>(), run.count - n);
+        stage_rows<D>({run.matrix, run.row + n, count}, k_count, static_cast<typename D::X*>(stage));
+        multiply(staged, count, panel, words, c + n * c_stride, c_stride, true, Rows{});
+      }
     }
   }
 }

@@ -1,5 +1,6 @@
 // The reference row: the formulas of kernel_table.h as plain loops, for any processor and any strides. What
 // every other row is tested against; fp32 activations and fp32 sums in the order of k.
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -109,6 +110,35 @@ void attend(const AttendArgs& a) {
   }
 }
 
+void attend_prompt(const PromptArgs& a) {
+  for (int64_t r = a.begin; r < a.end; ++r) {
+    const int64_t token = r / a.group, head = r % a.group;
+    const int64_t query = token * a.query_stride + head * a.query_head_stride,
+                  out = token * a.out_stride + head * a.out_head_stride;
+    const int64_t count = a.mask ? a.keys_count : std::min(a.keys_count, a.past + token + 1);
+    const auto score = [&](int64_t t) {
+      float s = 0.0f;
+      for (int64_t d = 0; d < a.head_dim; ++d)
+        s += load(a.queries, a.type, query + d) * load(a.keys, a.type, t * a.key_stride + d);
+      s *= a.scale;
+      if (!a.mask) return s;
+      const int64_t at = token * a.mask_stride + t;
+      if (a.mask_adds) return std::fmax(kPromptUnseen, s + load(a.mask, a.mask_type, at));
+      return static_cast<const uint8_t*>(a.mask)[at] ? s : s + kPromptUnseen;
+    };
+    float most = a.sinks ? a.sinks[head] : score(0);
+    for (int64_t t = 0; t < count; ++t) most = std::fmax(most, score(t));
+    float total = a.sinks ? std::exp(a.sinks[head] - most) : 0.0f;
+    for (int64_t t = 0; t < count; ++t) total += std::exp(score(t) - most);
+    for (int64_t d = 0; d < a.value_dim; ++d) {
+      float sum = 0.0f;
+      for (int64_t t = 0; t < count; ++t)
+        sum += std::exp(score(t) - most) * load(a.values, a.type, t * a.value_stride + d);
+      store(a.out, a.type, out + d, sum / total);
+    }
+  }
+}
+
 void rms_norm(const NormArgs& a) {
   float squares = 0.0f;
   for (int64_t i = 0; i < a.width; ++i) squares += load(a.x, a.x_type, i) * load(a.x, a.x_type, i);
@@ -148,7 +178,7 @@ constexpr KernelTable make_table(std::integer_sequence<int, Formats...>) {
       .isa = "ref",
       .f32_activations = {expert_kernels<static_cast<WeightFormat>(Formats)>()...},
       .bf16_activations = {},
-      .dense = {attend, rms_norm},
+      .dense = {attend, rms_norm, attend_prompt},
       .convert = convert,
       .quantise = ref_quantise,
       .limits = {.read = read, .dot = {dot_peak}},

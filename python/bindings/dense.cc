@@ -6,6 +6,8 @@
 
 #include <optional>
 
+#include <array>
+
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -195,6 +197,39 @@ void run_router(PythonEngine& engine, const cpu::RouterView& layer, int64_t toke
                           .ids = reinterpret_cast<int64_t*>(ids)});
 }
 
+// (address, elements from sequence to sequence, head to head, token to token)
+using Heads = std::tuple<uintptr_t, int64_t, int64_t, int64_t>;
+
+cpu::HeadsView heads_view(const Heads& t) {
+  return {reinterpret_cast<void*>(std::get<0>(t)), std::get<1>(t), std::get<2>(t), std::get<3>(t)};
+}
+
+// sizes: sequences, heads, kv_heads, tokens, keys, head_dim, value_dim
+void run_prompt(PythonEngine& engine, const std::array<int64_t, 7>& sizes, DType type, const Heads& queries,
+                const Heads& keys, const Heads& values, const Heads& out, float scale, uintptr_t mask,
+                const Strides& mask_strides, std::optional<DType> added, uintptr_t sinks) {
+  const auto [sequences, heads, kv_heads, tokens, keys_count, head_dim, value_dim] = sizes;
+  (*engine).attend_prompt({.sequences = sequences,
+                           .heads = heads,
+                           .kv_heads = kv_heads,
+                           .tokens = tokens,
+                           .keys_count = keys_count,
+                           .head_dim = head_dim,
+                           .value_dim = value_dim,
+                           .type = type,
+                           .queries = heads_view(queries),
+                           .keys = heads_view(keys),
+                           .values = heads_view(values),
+                           .out = heads_view(out),
+                           .scale = scale,
+                           .mask = at<void>(mask),
+                           .mask_sequence_stride = mask_strides.first,
+                           .mask_token_stride = mask_strides.second,
+                           .mask_adds = added.has_value(),
+                           .mask_type = added.value_or(DType::f32),
+                           .sinks = at<float>(sinks)});
+}
+
 void run_norm(PythonEngine& engine, uintptr_t weight, int64_t width, float epsilon, int64_t rows,
               const Rows& x, const Rows& out) {
   (*engine).rms_norm({at<float>(weight), width, epsilon}, {.x = at<void>(std::get<0>(x)),
@@ -259,6 +294,9 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
             (*e).attention(layer, batch);
           },
           py::arg("layer"), py::arg("batch"), release)
+      .def("attend_prompt", run_prompt, py::arg("sizes"), py::arg("type"), py::arg("queries"),
+           py::arg("keys"), py::arg("values"), py::arg("out"), py::arg("scale"), py::arg("mask"),
+           py::arg("mask_strides"), py::arg("added"), py::arg("sinks"), release)
       .def("decode", run_decode, py::arg("stack"), py::arg("sequences"), py::arg("tokens"), py::arg("x"),
            py::arg("out"), py::arg("kept"), py::arg("cos"), py::arg("sin"), py::arg("rotated"),
            py::arg("caches"), py::arg("past"), py::arg("mask"), py::arg("mask_strides"),

@@ -89,13 +89,13 @@ cpu::Batch make_batch(int64_t tokens, int64_t top_k, const Rows& x, uintptr_t id
 // [tokens, k]
 using Ids = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
 
-// As moerun.policy.fit takes them: (experts, tokens, us) and (bytes, us).
-using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double>>;
+// As moerun.policy.fit takes them: (experts, tokens, share, us) and (bytes, us).
+using ComputeTuples = std::vector<std::tuple<int64_t, int64_t, double, double>>;
 using CopyTuples = std::vector<std::tuple<int64_t, double>>;
 
 ComputeTuples tuples_of(const std::vector<policy::ComputePoint>& points) {
   ComputeTuples out;
-  for (const policy::ComputePoint& p : points) out.emplace_back(p.experts, p.tokens, p.us);
+  for (const policy::ComputePoint& p : points) out.emplace_back(p.experts, p.tokens, p.share, p.us);
   return out;
 }
 

@@ -96,7 +96,7 @@ class Splitter {
  public:
   Plan split(const py::object& loads, const py::object& resident, const CostModel& cost,
              const std::string& method, double shared_gpu_us, bool allow_fraction,
-             std::optional<bool> prefill, bool partial_copy) {
+             std::optional<bool> prefill, bool partial_copy, double copy_price, double share_step) {
     IntArray keep_loads;
     BoolArray keep_resident;
     const policy::SplitRequest request{loads_of(loads, keep_loads),
@@ -104,7 +104,9 @@ class Splitter {
                                        cost,
                                        shared_gpu_us,
                                        allow_fraction,
-                                       partial_copy};
+                                       partial_copy,
+                                       copy_price,
+                                       share_step};
     const auto phase = !prefill   ? policy::Phase::unknown
                        : *prefill ? policy::Phase::prefill
                                   : policy::Phase::decode;
@@ -150,27 +152,30 @@ policy::Resource resource_of(const std::string& name) {
 void bind_cost_model(py::module_& m) {
   py::class_<CostModel>(m, "CostModel")
       .def(py::init([](double cpu_first_us, double cpu_expert_us, double cpu_token_us, double gpu_expert_us,
-                       double gpu_token_us, double copy_us) {
-             const CostModel cost{cpu_first_us,  cpu_expert_us, cpu_token_us,
-                                  gpu_expert_us, gpu_token_us,  copy_us};
+                       double gpu_token_us, double copy_us, double cpu_part_us, double gpu_part_us) {
+             const CostModel cost{cpu_first_us, cpu_expert_us, cpu_token_us, gpu_expert_us,
+                                  gpu_token_us, copy_us,       cpu_part_us,  gpu_part_us};
              policy::check(cost);
              return cost;
            }),
            py::arg("cpu_first_us"), py::arg("cpu_expert_us"), py::arg("cpu_token_us"),
-           py::arg("gpu_expert_us"), py::arg("gpu_token_us"), py::arg("copy_us"))
+           py::arg("gpu_expert_us"), py::arg("gpu_token_us"), py::arg("copy_us"),
+           py::arg("cpu_part_us") = 0.0, py::arg("gpu_part_us") = 0.0)
       .def_readonly("cpu_first_us", &CostModel::cpu_first_us)
       .def_readonly("cpu_expert_us", &CostModel::cpu_expert_us)
       .def_readonly("cpu_token_us", &CostModel::cpu_token_us)
       .def_readonly("gpu_expert_us", &CostModel::gpu_expert_us)
       .def_readonly("gpu_token_us", &CostModel::gpu_token_us)
       .def_readonly("copy_us", &CostModel::copy_us)
+      .def_readonly("cpu_part_us", &CostModel::cpu_part_us)
+      .def_readonly("gpu_part_us", &CostModel::gpu_part_us)
       .def("__repr__", [](const CostModel& c) {
         return py::str(
                    "CostModel(cpu_first_us={:.6g}, cpu_expert_us={:.6g}, cpu_token_us={:.6g}, "
                    "gpu_expert_us={:.6g}, "
-                   "gpu_token_us={:.6g}, copy_us={:.6g})")
+                   "gpu_token_us={:.6g}, copy_us={:.6g}, cpu_part_us={:.6g}, gpu_part_us={:.6g})")
             .format(c.cpu_first_us, c.cpu_expert_us, c.cpu_token_us, c.gpu_expert_us, c.gpu_token_us,
-                    c.copy_us);
+                    c.copy_us, c.cpu_part_us, c.gpu_part_us);
       });
   py::class_<policy::Calibration>(m, "Calibration")
       .def_readonly("cost", &policy::Calibration::cost)
@@ -181,13 +186,15 @@ void bind_cost_model(py::module_& m) {
       .def_readonly("copy_residual", &policy::Calibration::copy_residual);
   m.def(
       "fit",
-      [](const std::vector<std::tuple<int64_t, int64_t, double>>& cpu,
-         const std::vector<std::tuple<int64_t, int64_t, double>>& gpu,
+      [](const std::vector<std::tuple<int64_t, int64_t, double, double>>& cpu,
+         const std::vector<std::tuple<int64_t, int64_t, double, double>>& gpu,
          const std::vector<std::pair<int64_t, double>>& copies, int64_t expert_bytes) {
         std::vector<policy::ComputePoint> cpu_points, gpu_points;
         std::vector<policy::CopyPoint> copy_points;
-        for (const auto& [experts, tokens, us] : cpu) cpu_points.push_back({experts, tokens, us});
-        for (const auto& [experts, tokens, us] : gpu) gpu_points.push_back({experts, tokens, us});
+        for (const auto& [experts, tokens, share, us] : cpu)
+          cpu_points.push_back({experts, tokens, share, us});
+        for (const auto& [experts, tokens, share, us] : gpu)
+          gpu_points.push_back({experts, tokens, share, us});
         for (const auto& [bytes, us] : copies) copy_points.push_back({bytes, us});
         return policy::fit(cpu_points, gpu_points, copy_points, expert_bytes);
       },
@@ -214,9 +221,11 @@ void bind_split(py::module_& m) {
       .def(py::init<>())
       .def("split", &Splitter::split, py::arg("loads"), py::arg("resident"), py::arg("cost"),
            py::arg("method") = "balanced", py::arg("shared_gpu_us") = 0.0, py::arg("allow_fraction") = true,
-           py::arg("prefill") = std::nullopt, py::arg("partial_copy") = false);
+           py::arg("prefill") = std::nullopt, py::arg("partial_copy") = false, py::arg("copy_price") = 0.0,
+           py::arg("share_step") = 0.0);
   m.def("hybrimoe_order", &hybrimoe_order, py::arg("loads"), py::arg("resident"), py::arg("cost"),
         py::arg("shared_gpu_us") = 0.0);
+  m.attr("COPY_PRICE") = policy::kCopyPrice;
   m.attr("METHODS") = py::tuple(py::cast(policy::split_method_names()));
 }
 

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from moerun._core.policy import (
     CACHE_POLICIES,
+    COPY_PRICE,
     MAX_DISTANCE,
     METHODS,
     TUNED_ALPHA,
@@ -28,6 +29,7 @@ from moerun._core.policy import (
 
 __all__ = [
     "CACHE_POLICIES",
+    "COPY_PRICE",
     "MAX_DISTANCE",
     "METHODS",
     "TUNED_ALPHA",
@@ -55,6 +57,8 @@ def split(
     allow_fraction: bool = True,
     prefill: bool | None = None,
     partial_copy: bool = False,
+    copy_price: float = 0.0,
+    share_step: float = 0.0,
 ) -> Plan:
     """Decide which experts of a layer run on the CPU, which on the GPU, and which are copied there first.
 
@@ -79,6 +83,12 @@ def split(
     partial_copy
         Of a divided expert that is not resident, copy only the part that the GPU runs, as the last copy.
         Otherwise it is copied whole.
+    copy_price
+        What a microsecond of PCIe is worth elsewhere, in microseconds of makespan: "balanced" minimises the
+        makespan plus this times the time of its copies, the other methods do not ask.
+    share_step
+        "balanced" divides an expert at multiples of this share, 0..1, of its intermediate dimension; 0: at
+        any.
 
     Returns
     -------
@@ -96,5 +106,14 @@ def split(
         ``loads`` that are not integers.
     """
     return Splitter().split(
-        loads, resident, cost, method, shared_gpu_us, allow_fraction, prefill, partial_copy
+        loads,
+        resident,
+        cost,
+        method,
+        shared_gpu_us,
+        allow_fraction,
+        prefill,
+        partial_copy,
+        copy_price,
+        share_step,
     )

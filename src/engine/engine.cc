@@ -83,6 +83,7 @@ Engine::Engine(const EngineOptions& options)
       forward_(kernels_, cpu::NodeSplit(cpu::topology(), threads_of(options))),
       linear_(kernels_, threads_of(options)),
       attention_(kernels_, threads_of(options)),
+      prompt_(kernels_, threads_of(options)),
       router_(kernels_, threads_of(options)),
       decoder_(kernels_, attention_, router_, forward_),
       model_(kernels_, forward_.team(), decoder_, linear_),
@@ -282,6 +283,10 @@ void Engine::attention(const cpu::AttentionView& layer, const cpu::AttentionBatc
   run_dense("attention", batch.sequences * batch.tokens, [&] { attention_.run(layer, batch); });
 }
 
+void Engine::attend_prompt(const cpu::PromptBatch& batch) {
+  run_dense("attention", batch.sequences * batch.tokens, [&] { prompt_.run(batch); });
+}
+
 void Engine::route(const cpu::RouterView& layer, const cpu::RouterBatch& batch) {
   run_dense("router", batch.tokens, [&] { router_.run(layer, batch); });
 }
@@ -380,7 +385,8 @@ EngineStats Engine::stats() const {
   s.cpu_threads = forward_.team().size();
   s.isa = kernels_.isa;
   s.workspace_bytes = forward_.workspace_bytes() + linear_.workspace_bytes() + attention_.workspace_bytes() +
-                      router_.workspace_bytes() + decoder_.workspace_bytes() + model_.workspace_bytes();
+                      prompt_.workspace_bytes() + router_.workspace_bytes() + decoder_.workspace_bytes() +
+                      model_.workspace_bytes();
   s.dense_seconds = dense_seconds_;
   s.numa_nodes = forward_.split().nodes();
   s.placement = placement_;

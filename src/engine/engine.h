@@ -14,6 +14,7 @@
 #include "cpu/model_forward.h"
 #include "cpu/moe_forward.h"
 #include "cpu/norm_forward.h"
+#include "cpu/prompt_forward.h"
 #include "cpu/router_forward.h"
 #include "src/engine/decoder_stack.h"
 #include "src/engine/gpu_store.h"
@@ -92,6 +93,7 @@ class Engine {
   // does.
   void linear(const cpu::LinearView& layer, const cpu::LinearBatch& batch);
   void attention(const cpu::AttentionView& layer, const cpu::AttentionBatch& batch);
+  void attend_prompt(const cpu::PromptBatch& batch);
   void route(const cpu::RouterView& layer, const cpu::RouterBatch& batch);
   void rms_norm(const cpu::NormView& norm, const cpu::NormBatch& batch);
 
@@ -134,6 +136,7 @@ class Engine {
   cpu::MoeForward forward_;
   cpu::LinearForward linear_;
   cpu::AttentionForward attention_;
+  cpu::PromptForward prompt_;
   cpu::RouterForward router_;
   cpu::DecoderForward decoder_;
   cpu::ModelForward model_;

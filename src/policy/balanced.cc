@@ -38,7 +38,7 @@ class Search {
 
  private:
   struct Ideal {
-    double bound_us;  // B(k, s)
+    double bound_us;  // B(k, s), and the price of k copies
     double tokens;    // the D at which it is reached
   };
 
@@ -80,7 +80,7 @@ Search::Ideal Search::ideal(int32_t copies, int32_t steals) const {
   }
   const double tokens = b + q > 0 ? std::clamp((cpu_us - gpu_us) / (b + q), least, most) : most;
   const double cpu_end_us = u - copies + steals == 0 ? 0 : cpu_us - b * tokens;
-  return {std::max({cpu_end_us, gpu_us + q * tokens, tail_us}), tokens};
+  return {std::max({cpu_end_us, gpu_us + q * tokens, tail_us}) + makespan_.price_us(copies), tokens};
 }
 
 // From `steals` downhill on the convex B(copies, .).
@@ -102,7 +102,8 @@ void Search::run() {
   scratch_.best_steals.clear();
   bounds.clear();
   int32_t steals = 0, lowest = 0;
-  for (int32_t k = 0; k <= uncached_.size() && (k == 0 || k * cost_.copy_us < best_us_); ++k) {
+  const auto least_us = [&](int32_t copies) { return copies * cost_.copy_us + makespan_.price_us(copies); };
+  for (int32_t k = 0; k <= uncached_.size() && (k == 0 || least_us(k) < best_us_); ++k) {
     steals = walk(k, steals);
     scratch_.best_steals.push_back(steals);
     bounds.push_back(ideal(k, steals).bound_us);
@@ -164,7 +165,7 @@ void Search::try_sets(const Window& copied, const Window& stolen) {
   Sets sets{copied.count, copied.sum, 0, stolen.count, stolen.sum};
   if (copied.count > 0) sets.lightest_copied = uncached_.load(SortedLoads::lightest_in(copied));
   const auto [cpu_us, gpu_us] = makespan_.whole(sets);
-  const double whole_us = std::max(cpu_us, gpu_us);
+  const double price_us = makespan_.price_us(copied.count), whole_us = std::max(cpu_us, gpu_us) + price_us;
   if (whole_us < best_us_) keep(copied, stolen, SplitSide::none, 0, 1.0, whole_us);
   if (!fraction_) return;
 
@@ -173,12 +174,12 @@ void Search::try_sets(const Window& copied, const Window& stolen) {
     if (share > 0 && us < best_us_) keep(copied, stolen, side, position, share, us);
   };
   if (gpu_us <= cpu_us) {
-    if (!partial_copy_ || copied.count == uncached_.size() || gpu_us >= best_us_) return;
+    if (!partial_copy_ || copied.count == uncached_.size() || gpu_us + price_us >= best_us_) return;
     try_to_divide(SplitSide::piece, uncached_, uncached_.lightest_outside(copied));
     try_to_divide(SplitSide::piece, uncached_, SortedLoads::heaviest_outside(copied));
     return;
   }
-  if (cpu_us >= best_us_ || !promising(gpu_us)) return;
+  if (cpu_us + price_us >= best_us_ || !promising(gpu_us + price_us)) return;
   if (stolen.count < cached_.size()) {
     try_to_divide(SplitSide::cached, cached_, cached_.lightest_outside(stolen));
     try_to_divide(SplitSide::cached, cached_, SortedLoads::heaviest_outside(stolen));
@@ -197,7 +198,7 @@ void Search::keep(const Window& copied, const Window& stolen, SplitSide side, in
   scratch_.choice.split = side;
   scratch_.choice.split_position = position;
   scratch_.choice.cpu_share = share;
-  scratch_.choice.makespan_us = us;
+  scratch_.choice.objective_us = us;
 }
 
 bool all_loads_equal(const SortedLoads& cached, const SortedLoads& uncached) {
@@ -210,7 +211,8 @@ bool all_loads_equal(const SortedLoads& cached, const SortedLoads& uncached) {
 
 double balanced(const SplitRequest& request, const ActiveExperts& active, BalancedScratch& scratch,
                 Plan& plan) {
-  const double greedy_us = hybrimoe(request, active, plan);
+  double greedy_us = hybrimoe(request, active, plan);
+  greedy_us += request.copy_price * request.cost.copy_us * static_cast<double>(plan.copy.size());
   SortedLoads& cached = scratch.cached;
   SortedLoads& uncached = scratch.uncached;
   cached.assign(active.cached);
@@ -218,15 +220,15 @@ double balanced(const SplitRequest& request, const ActiveExperts& active, Balanc
   Choice& choice = scratch.choice;
   choice.copied.assign(active.uncached.size(), 0);
   choice.stolen.assign(active.cached.size(), 0);
-  choice.makespan_us = greedy_us;
+  choice.objective_us = greedy_us;
 
   if (cached.size() + uncached.size() <= kFewExperts && !all_loads_equal(cached, uncached)) {
     choose_among_few(request, cached, uncached, greedy_us, choice);
   } else {
     Search(request, scratch, greedy_us).run();
   }
-  if (choice.makespan_us < greedy_us) write_plan(request.cost, cached, uncached, choice, plan);
-  return choice.makespan_us;
+  if (choice.objective_us < greedy_us) write_plan(request.cost, cached, uncached, choice, plan);
+  return choice.objective_us;
 }
 
 }  // namespace moerun::policy

@@ -38,7 +38,8 @@ struct BalancedScratch {
   Choice choice;
 };
 
-// Writes plan.cpu, cpu_fraction, gpu and copy (not the intervals); returns the makespan.
+// Writes plan.cpu, cpu_fraction, gpu and copy (not the intervals); returns the makespan and the price of the
+// copies, which is what it minimises.
 double balanced(const SplitRequest& request, const ActiveExperts& active, BalancedScratch& scratch,
                 Plan& plan);
 

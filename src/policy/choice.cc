@@ -23,7 +23,8 @@ void write_plan(const CostModel& cost, const SortedLoads& cached, const SortedLo
   // The list is in Johnson's order but for the rest of a divided expert, which moves back to where its time
   // belongs.
   const int32_t moved = choice.split == SplitSide::copied ? choice.split_position : -1;
-  const double rest_us = moved < 0 ? 0 : (1 - choice.cpu_share) * cost.gpu_us(uncached.load(moved));
+  const double rest_us =
+      moved < 0 ? 0 : (1 - choice.cpu_share) * cost.gpu_us(uncached.load(moved)) + cost.gpu_part_us;
   bool placed = moved < 0;
   for (int32_t i = 0; i < uncached.size(); ++i) {
     if (choice.copied[i] == 0 || i == moved) continue;

@@ -13,9 +13,9 @@ struct Choice {
   std::vector<uint8_t> copied;  // beside the uncached experts; a piece is not marked
   std::vector<uint8_t> stolen;  // beside the cached experts
   SplitSide split = SplitSide::none;
-  int32_t split_position = 0;  // in the list of that side
-  double cpu_share = 1.0;      // of the divided expert
-  double makespan_us = std::numeric_limits<double>::infinity();
+  int32_t split_position = 0;                                     // in the list of that side
+  double cpu_share = 1.0;                                         // of the divided expert
+  double objective_us = std::numeric_limits<double>::infinity();  // the makespan and the price of the copies
 };
 
 // Fills plan.cpu (lightest first, misses before steals), cpu_fraction, gpu and copy; the copies in Johnson's

@@ -11,7 +11,7 @@
 namespace moerun::policy {
 namespace {
 
-constexpr int kMaxTerms = 3;
+constexpr int kMaxTerms = 4;
 
 // One equation of the fit: terms . coefficients = us.
 struct Row {
@@ -79,7 +79,7 @@ double rms_residual(const std::vector<Row>& rows, int n, const std::array<double
   return std::sqrt(sum / static_cast<double>(rows.size()));
 }
 
-// Non-negative least squares by trying every subset of terms: at most 7 subsets of 3 terms.
+// Non-negative least squares by trying every subset of terms: at most 15 subsets of 4 terms.
 double fit_rows(const std::vector<Row>& rows, int n, const char* what, std::array<double, kMaxTerms>& best) {
   for (const Row& row : rows) {
     if (!(row.us > 0) || !std::isfinite(row.us)) {
@@ -105,15 +105,37 @@ double fit_rows(const std::vector<Row>& rows, int n, const char* what, std::arra
   return best_residual;
 }
 
+// Of one side: x = {once (the CPU's), per expert, per token, per part}.
+double fit_side(std::span<const ComputePoint> points, bool on_cpu, std::array<double, kMaxTerms>& x) {
+  const bool parts = std::any_of(points.begin(), points.end(), [](const auto& p) { return p.share < 1; });
+  std::vector<Row> rows;
+  for (const ComputePoint& p : points) {
+    if (!(p.share > 0 && p.share <= 1))
+      throw InvalidArgument("calibration: a share of " + std::to_string(p.share) +
+                            " of an expert was timed; it must lie in (0, 1]");
+    const auto experts = static_cast<double>(p.experts), tokens = static_cast<double>(p.tokens);
+    Row row{{p.share * experts, p.share * tokens, p.share < 1 ? experts : 0.0, 1.0}, p.us};
+    if (!parts) std::swap(row.terms[2], row.terms[3]);
+    rows.push_back(row);
+  }
+  std::array<double, kMaxTerms> found{};
+  const double residual =
+      fit_rows(rows, 2 + (parts ? 1 : 0) + (on_cpu ? 1 : 0), on_cpu ? "CPU" : "GPU", found);
+  x = {on_cpu ? found[parts ? 3 : 2] : 0, found[0], found[1], parts ? found[2] : 0};
+  return residual;
+}
+
 }  // namespace
 
 void check(const CostModel& cost) {
-  const std::array<std::pair<const char*, double>, 6> figures{{{"cpu_first_us", cost.cpu_first_us},
+  const std::array<std::pair<const char*, double>, 8> figures{{{"cpu_first_us", cost.cpu_first_us},
                                                                {"cpu_expert_us", cost.cpu_expert_us},
                                                                {"cpu_token_us", cost.cpu_token_us},
                                                                {"gpu_expert_us", cost.gpu_expert_us},
                                                                {"gpu_token_us", cost.gpu_token_us},
-                                                               {"copy_us", cost.copy_us}}};
+                                                               {"copy_us", cost.copy_us},
+                                                               {"cpu_part_us", cost.cpu_part_us},
+                                                               {"gpu_part_us", cost.gpu_part_us}}};
   for (const auto& [name, us] : figures) {
     if (!(us >= 0) || !std::isfinite(us)) {
       throw InvalidArgument(std::string("CostModel.") + name + " is " + std::to_string(us) +
@@ -126,28 +148,22 @@ Calibration fit(std::span<const ComputePoint> cpu, std::span<const ComputePoint>
                 std::span<const CopyPoint> copies, int64_t expert_bytes) {
   Calibration out;
   std::array<double, kMaxTerms> x{};
-  std::vector<Row> rows;
-  for (const ComputePoint& p : cpu) {
-    rows.push_back({{1.0, static_cast<double>(p.experts), static_cast<double>(p.tokens)}, p.us});
-  }
-  out.cpu_residual = fit_rows(rows, 3, "CPU", x);
+  out.cpu_residual = fit_side(cpu, true, x);
   out.cost.cpu_first_us = x[0];
   out.cost.cpu_expert_us = x[1];
   out.cost.cpu_token_us = x[2];
+  out.cost.cpu_part_us = x[3];
   if (!gpu.empty()) {
-    rows.clear();
-    for (const ComputePoint& p : gpu) {
-      rows.push_back({{static_cast<double>(p.experts), static_cast<double>(p.tokens), 0.0}, p.us});
-    }
-    out.gpu_residual = fit_rows(rows, 2, "GPU", x);
-    out.cost.gpu_expert_us = x[0];
-    out.cost.gpu_token_us = x[1];
+    out.gpu_residual = fit_side(gpu, false, x);
+    out.cost.gpu_expert_us = x[1];
+    out.cost.gpu_token_us = x[2];
+    out.cost.gpu_part_us = x[3];
   }
   if (!copies.empty()) {
     if (expert_bytes <= 0)
       throw InvalidArgument("calibration: expert_bytes must be positive; give the size of one expert");
-    rows.clear();
-    for (const CopyPoint& p : copies) rows.push_back({{1.0, static_cast<double>(p.bytes), 0.0}, p.us});
+    std::vector<Row> rows;
+    for (const CopyPoint& p : copies) rows.push_back({{1.0, static_cast<double>(p.bytes)}, p.us});
     out.copy_residual = fit_rows(rows, 2, "copies", x);
     out.copy_fixed_us = x[0];
     out.copy_byte_us = x[1];
@@ -166,10 +182,12 @@ CostModel refresh(CostModel cost, Resource resource, double planned_us, double o
       cost.cpu_first_us *= factor;
       cost.cpu_expert_us *= factor;
       cost.cpu_token_us *= factor;
+      cost.cpu_part_us *= factor;
       break;
     case Resource::gpu:
       cost.gpu_expert_us *= factor;
       cost.gpu_token_us *= factor;
+      cost.gpu_part_us *= factor;
       break;
     case Resource::copy:
       cost.copy_us *= factor;

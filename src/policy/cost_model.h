@@ -14,6 +14,10 @@ struct CostModel {
   double gpu_expert_us = 0;
   double gpu_token_us = 0;
   double copy_us = 0;  // one expert over PCIe; copies go one after another
+  // A divided expert: each side takes its share of the expert's time, and this beside it (its own launch, a
+  // second set of work items).
+  double cpu_part_us = 0;
+  double gpu_part_us = 0;
 
   double cpu_us(int64_t load) const { return cpu_expert_us + static_cast<double>(load) * cpu_token_us; }
   double gpu_us(int64_t load) const { return gpu_expert_us + static_cast<double>(load) * gpu_token_us; }
@@ -22,10 +26,12 @@ struct CostModel {
 // Throws InvalidArgument when a figure is negative or not finite.
 void check(const CostModel& cost);
 
-// One timed run: `experts` experts with `tokens` tokens altogether, on one side.
+// One timed run: `experts` experts with `tokens` tokens altogether, on one side; of each, `share` of its
+// intermediate dimension, in (0, 1].
 struct ComputePoint {
   int64_t experts;
   int64_t tokens;
+  double share;
   double us;
 };
 
@@ -47,8 +53,8 @@ struct Calibration {
 
 // Least squares on relative errors with coefficients >= 0, so that a short run counts as much as a long one
 // and a noisy one cannot make work look free. `expert_bytes` turns the affine copy time into copy_us. An
-// empty `gpu` and `copies` (a machine without a GPU) leave those figures 0. Throws InvalidArgument when the
-// points cannot determine the coefficients.
+// empty `gpu` and `copies` (a machine without a GPU) leave those figures 0, and points without a share below
+// 1 the *_part_us. Throws InvalidArgument when the points cannot determine the coefficients.
 Calibration fit(std::span<const ComputePoint> cpu, std::span<const ComputePoint> gpu,
                 std::span<const CopyPoint> copies, int64_t expert_bytes);
 

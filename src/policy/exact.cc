@@ -112,7 +112,7 @@ class Enumeration {
     if (chosen < 0 || chosen > u) return;
     const double pcie_us = copies * cost_.copy_us;
     // The lightest copied expert matters only where the end of the last copy may be the longest path.
-    const double after_us = piece_ ? split_gpu_us_ : 0;  // a piece runs after it
+    const double after_us = piece_ ? split_gpu_us_ + cost_.gpu_part_us : 0;  // a piece runs after it
     const bool tail_matters =
         chosen > 0 && pcie_us + cost_.gpu_us(uncached_.front().load) + after_us > bound_us;
     for (int32_t steals = 0; steals <= static_cast<int32_t>(cached_.size()); ++steals) {
@@ -154,8 +154,8 @@ class Enumeration {
     const double cpu_experts = u - family.chosen + family.steals;
     const auto cpu_tokens = static_cast<double>(uncached_sums_.total() - copied_tokens + stolen_tokens);
     Times t{};
-    t.cpu_us = (cpu_experts > 0 || split_ ? cost_.cpu_first_us : 0) + cpu_experts * cost_.cpu_expert_us +
-               cpu_tokens * cost_.cpu_token_us;
+    t.cpu_us = (cpu_experts > 0 || split_ ? cost_.cpu_first_us : 0) + (split_ ? cost_.cpu_part_us : 0) +
+               cpu_experts * cost_.cpu_expert_us + cpu_tokens * cost_.cpu_token_us;
     const double copied_us =
         family.chosen * cost_.gpu_expert_us + static_cast<double>(copied_tokens) * cost_.gpu_token_us;
     t.gpu_us = shared_us_ + (r - family.steals) * cost_.gpu_expert_us +
@@ -169,7 +169,7 @@ class Enumeration {
 
   // T_G with the share `f` of the split expert on the CPU.
   double gpu_end_us(const Times& t, double f) const {
-    const double rest_us = (1 - f) * split_gpu_us_;
+    const double rest_us = (1 - f) * split_gpu_us_ + (split_ ? cost_.gpu_part_us : 0);
     if (!split_ || split_->cached) {
       return std::max(
           {t.gpu_us + rest_us, t.copied_gpu_us, t.any_copied_whole ? t.pcie_us + t.last_gpu_us : 0.0});
@@ -268,7 +268,8 @@ void write_plan(const SplitRequest& request, const ActiveExperts& active, const 
     }
     if (cpu_share == 1.0 || (assignment.piece && is_split(e.id))) return;
     if (arrives) {
-      arrivals.emplace_back((1 - cpu_share) * request.cost.gpu_us(e.load), e.id);
+      const double part_us = is_split(e.id) ? request.cost.gpu_part_us : 0;
+      arrivals.emplace_back((1 - cpu_share) * request.cost.gpu_us(e.load) + part_us, e.id);
     } else {
       plan.gpu.push_back(e.id);
     }
@@ -290,7 +291,9 @@ void write_plan(const SplitRequest& request, const ActiveExperts& active, const 
 
 double exact(const SplitRequest& request, const ActiveExperts& active, Plan& plan) {
   BalancedScratch scratch;
-  double best_us = balanced(request, active, scratch, plan);
+  SplitRequest free_copies = request;
+  free_copies.copy_price = 0;
+  double best_us = balanced(free_copies, active, scratch, plan);
   std::optional<Assignment> best;
   const Relaxation relaxation(request, active);
   std::vector<double> bounds;

@@ -39,7 +39,8 @@ void choose_among_few(const SplitRequest& request, const SortedLoads& cached, co
   for (uint32_t copied = 0; copied < 1U << uncached.size(); ++copied) {
     Sets sets;
     sets.copied = std::popcount(copied);
-    if (sets.copied * request.cost.copy_us >= best_us) continue;
+    const double price_us = makespan.price_us(sets.copied);
+    if (sets.copied * request.cost.copy_us + price_us >= best_us) continue;
     sets.copied_tokens = copied_tokens[copied];
     sets.lightest_copied = copied != 0 ? uncached.load(std::bit_width(copied) - 1) : 0;
     for (uint32_t stolen = 0; stolen < 1U << cached.size(); ++stolen) {
@@ -47,12 +48,14 @@ void choose_among_few(const SplitRequest& request, const SortedLoads& cached, co
       sets.stolen_tokens = stolen_tokens[stolen];
       const auto [cpu_us, gpu_us] = makespan.whole(sets);
       const auto keep = [&](SplitSide side, int32_t position, double share, double us) {
-        best_us = choice.makespan_us = us;
+        best_us = choice.objective_us = us;
         best_copied = copied, best_stolen = stolen;
         choice.split = side, choice.split_position = position, choice.cpu_share = share;
       };
-      if (std::max(cpu_us, gpu_us) < best_us) keep(SplitSide::none, 0, 1.0, std::max(cpu_us, gpu_us));
-      if (!request.allow_fraction || gpu_us - gain_us >= best_us || cpu_us - cpu_gain_us >= best_us) continue;
+      const double whole_us = std::max(cpu_us, gpu_us) + price_us;
+      if (whole_us < best_us) keep(SplitSide::none, 0, 1.0, whole_us);
+      if (!request.allow_fraction) continue;
+      if (std::max(gpu_us - gain_us, cpu_us - cpu_gain_us) + price_us >= best_us) continue;
       const auto try_to_divide = [&](SplitSide side, const SortedLoads& loads, int32_t position) {
         const auto [share, us] = makespan.divide(sets, side, loads.load(position));
         if (share > 0 && us < best_us) keep(side, position, share, us);

@@ -38,6 +38,8 @@ class Makespan {
       : cost_(request.cost),
         shared_us_(request.shared_gpu_us),
         partial_copy_(request.partial_copy),
+        price_us_(request.copy_price * request.cost.copy_us),
+        share_step_(request.share_step),
         cached_(cached),
         uncached_(uncached) {}
 
@@ -46,10 +48,14 @@ class Makespan {
   };
   Ends whole(const Sets& sets) const;
 
-  // One expert with this load is divided where T_C, rising with the CPU's share, meets T_G, falling.
-  // cpu_share is 0 where that helps nothing.
+  // What the objective charges for `copies` experts (of a piece, the GPU's share) beside the makespan.
+  double price_us(double copies) const { return copies * price_us_; }
+
+  // One expert with this load is divided, at the cost of a part on each side, where T_C, rising with the
+  // CPU's share, meets T_G, falling: with a price or without, the best share is that or none at all, for the
+  // objective is convex in it and linear on either side. cpu_share is 0 where that helps nothing.
   struct Shared {
-    double cpu_share, makespan_us;
+    double cpu_share, objective_us;
   };
   Shared divide(const Sets& sets, SplitSide side, int32_t load) const;
 
@@ -70,10 +76,14 @@ class Makespan {
 
  private:
   Shared divide_piece(const Sets& sets, int32_t load) const;
+  template <class Objective>
+  Shared at_steps(double crossing, Objective&& objective_us) const;
 
   const CostModel& cost_;
   const double shared_us_;
   const bool partial_copy_;
+  const double price_us_;  // of one copy
+  const double share_step_;
   const SortedLoads& cached_;
   const SortedLoads& uncached_;
 };

@@ -32,6 +32,14 @@ void check(const SplitRequest& request) {
                             "; a load is a number of tokens, 0 for an expert that is not active");
     }
   }
+  if (!(request.copy_price >= 0) || !std::isfinite(request.copy_price)) {
+    throw InvalidArgument("split: copy_price is " + std::to_string(request.copy_price) +
+                          "; it must be finite and not negative; 0 where nothing else wants PCIe");
+  }
+  if (!(request.share_step >= 0 && request.share_step <= 1)) {
+    throw InvalidArgument("split: share_step is " + std::to_string(request.share_step) +
+                          "; it is a share of an expert, 0 to 1");
+  }
   if (!(request.shared_gpu_us >= 0) || !std::isfinite(request.shared_gpu_us)) {
     throw InvalidArgument(
         "split: shared_gpu_us must be finite and not negative; 0 where there are no shared experts");
@@ -69,6 +77,7 @@ void simulate(const SplitRequest& request, SimulationScratch& scratch, Plan& pla
     const int32_t id = plan.cpu[i];
     scratch.cpu_share[id] = plan.cpu_fraction[i];
     cpu_us += plan.cpu_fraction[i] * cost.cpu_us(request.loads[id]);
+    if (plan.cpu_fraction[i] < 1) cpu_us += cost.cpu_part_us;
     plan.cpu_intervals.push_back({id, begin_us, cpu_us});
     begin_us = cpu_us;
   }
@@ -84,6 +93,7 @@ void simulate(const SplitRequest& request, SimulationScratch& scratch, Plan& pla
   for (const int32_t id : plan.gpu) {
     begin_us = std::max(gpu_us, scratch.ready_us[id]);
     gpu_us = begin_us + (1 - scratch.cpu_share[id]) * cost.gpu_us(request.loads[id]);
+    if (scratch.cpu_share[id] > 0) gpu_us += cost.gpu_part_us;
     plan.gpu_intervals.push_back({id, begin_us, gpu_us});
   }
   plan.makespan_us = std::max(cpu_us, gpu_us);

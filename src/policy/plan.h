@@ -31,6 +31,11 @@ struct Plan {
   void clear();
 };
 
+// A price of PCIe that lets what is copied ahead of demand have it where demand gains little by it. Chosen by
+// replay, where 0.02 to 0.3 do about as well and prices learned from the gains of prefetches do worse: a bus
+// that demand keeps busy shows no such gain, and stays busy (docs/results/hybrimoe.md).
+inline constexpr double kCopyPrice = 0.2;
+
 struct SplitRequest {
   std::span<const int32_t> loads;     // [E] tokens per expert; 0 = not active
   std::span<const uint8_t> resident;  // [E] 1 = in the GPU's cache
@@ -40,6 +45,11 @@ struct SplitRequest {
   // Of a divided expert that is not resident copy only the part that the GPU runs, as the last copy, so that
   // the rest can follow and complete it in the cache. Otherwise it is copied whole.
   bool partial_copy = false;
+  // What a microsecond of PCIe is worth elsewhere, in microseconds of makespan:
+  // "balanced" minimises the makespan plus this times the time of its copies.
+  double copy_price = 0;
+  // What runs of a divided expert on either side is a multiple of this share; 0: any. Only "balanced" asks.
+  double share_step = 0;
 };
 
 // Throws InvalidArgument on mismatched sizes, negative loads or a cost that check() refuses.
@@ -60,9 +70,9 @@ struct ActiveExperts {
 };
 
 // Fills the intervals and the makespan from the four lists. CPU: cpu_first_us, then one after another, a
-// fraction of an expert costing that fraction of it. PCIe: one after another from 0. GPU: from shared_gpu_us
-// on, one after another, a copied expert not before its copy has ended. `cpu_share` and `ready_us` are
-// scratch.
+// part of an expert costing that fraction of it and cpu_part_us, on the GPU gpu_part_us. PCIe: one after
+// another from 0. GPU: from shared_gpu_us on, one after another, a copied expert not before its copy has
+// ended. `cpu_share` and `ready_us` are scratch.
 struct SimulationScratch {
   std::vector<double> cpu_share;  // [E]
   std::vector<double> ready_us;   // [E]

@@ -1,5 +1,6 @@
 #include "src/scheduler/planner.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "cpu/moe_forward.h"
@@ -7,7 +8,8 @@
 namespace moerun {
 namespace {
 
-// The nearest share that starts a whole step: what the CPU runs of a divided expert.
+// The nearest share that starts a whole step: what the CPU runs of a divided expert. "balanced" plans with
+// steps; "exact" does not know them.
 int32_t whole_steps(double fraction, int64_t inter) {
   if (fraction >= 1) return static_cast<int32_t>(inter);
   const double steps = std::round(fraction * static_cast<double>(inter) / cpu::kShareStep);
@@ -19,10 +21,15 @@ int32_t whole_steps(double fraction, int64_t inter) {
 
 const Assignment& Planner::plan(std::span<const int32_t> loads, std::span<const uint8_t> resident,
                                 int64_t inter, const policy::CostModel& cost) {
-  policy::split(
-      method_,
-      {.loads = loads, .resident = resident, .cost = cost, .allow_fraction = inter > cpu::kShareStep},
-      scratch_, plan_);
+  const double step = static_cast<double>(cpu::kShareStep) / static_cast<double>(inter);
+  policy::split(method_,
+                {.loads = loads,
+                 .resident = resident,
+                 .cost = cost,
+                 .allow_fraction = step < 1,
+                 .copy_price = policy::kCopyPrice,
+                 .share_step = std::min(step, 1.0)},
+                scratch_, plan_);
   assignment_.cpu_share.assign(loads.size(), 0);
   assignment_.on_cpu = false;
   for (size_t i = 0; i < plan_.cpu.size(); ++i) {

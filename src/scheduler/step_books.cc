@@ -24,6 +24,9 @@ Planned planned(const BookedStep& step) {
     const double share = step.plan.cpu_share[expert] / static_cast<double>(step.inter);
     p.cpu_us += share * step.cost.cpu_us(step.loads[expert]);
     p.gpu_us += (1 - share) * step.cost.gpu_us(step.loads[expert]);
+    if (share == 0 || share == 1) continue;
+    p.cpu_us += step.cost.cpu_part_us;
+    p.gpu_us += step.cost.gpu_part_us;
   }
   return p;
 }

@@ -23,9 +23,20 @@ constexpr size_t kCopyParts = 3;
 
 struct Shape {
   int64_t experts, load;  // tokens of each
+  bool half = false;      // of each expert, about half of the intermediate dimension
 };
 // Decode, where an expert has a token or a few, and prefill, where it has many.
-constexpr std::array<Shape, 8> kShapes{{{1, 1}, {2, 1}, {4, 1}, {8, 1}, {1, 8}, {4, 8}, {1, 32}, {4, 32}}};
+constexpr std::array<Shape, 11> kShapes{{{1, 1},
+                                         {2, 1},
+                                         {4, 1},
+                                         {8, 1},
+                                         {1, 8},
+                                         {4, 8},
+                                         {1, 32},
+                                         {4, 32},
+                                         {1, 1, true},
+                                         {4, 1, true},
+                                         {1, 32, true}}};
 
 class Ignore : public cpu::Observer {
  public:
@@ -56,21 +67,30 @@ int64_t ring_size(const TimedLayer& layer, int64_t cache_bytes) {
   return std::min(layer.view.num_experts, std::max(kMostExperts, beyond_cache));
 }
 
-// Times every shape for which there are enough experts. `run(batch)` gives microseconds.
+// What runs of each expert: `share` of the intermediate dimension, from 0 on.
+int64_t share_of(const TimedLayer& layer, const Shape& shape) {
+  const int64_t inter = layer.view.inter;
+  return shape.half ? inter / 2 / cpu::kShareStep * cpu::kShareStep : inter;
+}
+
+// Times every shape for which there are enough experts, parts where there are any. `run(batch, share)` gives
+// microseconds.
 template <class Run>
 std::vector<policy::ComputePoint> time_shapes(const TimedLayer& layer, const cpu::KernelTable& kernels,
                                               int64_t ring, Run&& run) {
   std::vector<policy::ComputePoint> points;
   int64_t next = 0;
   for (const Shape& shape : kShapes) {
-    if (shape.experts > ring) continue;
+    const int64_t share = share_of(layer, shape);
+    if (shape.experts > ring || share == 0) continue;
     TimedBatch batch(kernels, layer.x_type, layer.view.hidden, layer.top_k, shape.experts, shape.load);
     const double us = typical_us([&] {
-      const double taken = run(batch.of(next, ring));
+      const double taken = run(batch.of(next, ring), share);
       next = (next + shape.experts) % ring;
       return taken;
     });
-    points.push_back({batch.experts(), batch.tokens(), us});
+    points.push_back({batch.experts(), batch.tokens(),
+                      static_cast<double>(share) / static_cast<double>(layer.view.inter), us});
   }
   return points;
 }
@@ -96,11 +116,13 @@ class GpuAlone {
   GpuAlone(const GpuAlone&) = delete;
   GpuAlone& operator=(const GpuAlone&) = delete;
 
-  // How long kernels ran. Experts that the cache lacks are copied to it.
-  double run(const cpu::Batch& batch) {
+  // How long kernels ran, with `share` of each expert. Experts that the cache lacks are copied to it.
+  double run(const cpu::Batch& batch, int64_t share) {
     cpu::group_by_expert(cpu_kernels_, batch.routing, 0, batch.routing.tokens, layer_.view.num_experts,
                          groups_);
     plan_.gpu = groups_.experts;
+    std::fill(plan_.cpu_share.begin(), plan_.cpu_share.end(),
+              static_cast<int32_t>(layer_.view.inter - share));
     const StepInput in{.cache = cache_,
                        .row = 0,
                        .blobs = blobs_,
@@ -138,9 +160,13 @@ std::vector<policy::ComputePoint> time_cpu(const TimedLayer& layer, const cpu::K
   Ignore ignore;
   TimedBatch all(kernels, layer.x_type, layer.view.hidden, layer.top_k, ring, 1);
   forward.run(layer.view, all.of(0, ring), ignore);  // pages of files come into memory
-  return time_shapes(layer, kernels, ring, [&](const cpu::Batch& batch) {
+  cpu::LayerView part = layer.view;
+  std::vector<int32_t> shares(layer.view.num_experts);
+  part.share = shares.data();
+  return time_shapes(layer, kernels, ring, [&](const cpu::Batch& batch, int64_t share) {
+    std::fill(shares.begin(), shares.end(), static_cast<int32_t>(share));
     const auto begin = Clock::now();
-    forward.run(layer.view, batch, ignore);
+    forward.run(share < layer.view.inter ? part : layer.view, batch, ignore);
     return std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
   });
 }
@@ -161,8 +187,9 @@ std::vector<policy::ComputePoint> time_gpu(const TimedLayer& layer, const cpu::K
   }
   if (!gpu) return {};
   TimedBatch one(cpu_kernels, layer.x_type, layer.view.hidden, layer.top_k, 1, 1);
-  for (int64_t expert = 0; expert < ring; ++expert) gpu->run(one.of(expert, ring));
-  return time_shapes(layer, cpu_kernels, ring, [&](const cpu::Batch& batch) { return gpu->run(batch); });
+  for (int64_t expert = 0; expert < ring; ++expert) gpu->run(one.of(expert, ring), layer.view.inter);
+  return time_shapes(layer, cpu_kernels, ring,
+                     [&](const cpu::Batch& batch, int64_t share) { return gpu->run(batch, share); });
 }
 
 std::vector<policy::CopyPoint> time_copies(HostBlobs& blobs, int64_t experts,

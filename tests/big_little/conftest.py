@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -24,9 +23,8 @@ class Pair(NamedTuple):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_and_on_one_thread() -> None:
+def _no_progress_bars() -> None:
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,8 @@ from moerun.calibration.made_up import made_up_layer
 EXPERTS, HIDDEN, INTER, TOP_K = 8, 24, 40, 3
 BLOB = 15104  # bytes of one such expert in fp32
 GOOD = Points(
-    cpu=[(n, n * t, 10.0 + n * 20 + n * t * 3) for n in (1, 2, 4) for t in (1, 8)],
-    gpu=[(n, n * t, n * 5 + n * t * 0.5) for n in (1, 4) for t in (1, 8)],
+    cpu=[(n, n * t, 1.0, 10.0 + n * 20 + n * t * 3) for n in (1, 2, 4) for t in (1, 8)],
+    gpu=[(n, n * t, 1.0, n * 5 + n * t * 0.5) for n in (1, 4) for t in (1, 8)],
     copies=[(BLOB // part, 4 + BLOB / part * 0.01) for part in (1, 2, 4)],
     expert_bytes=BLOB,
 )
@@ -73,8 +73,8 @@ def costs(layer: moerun.engine.Layer) -> list[float]:
 
 def check_points(points: Points, on_gpu: bool) -> None:
     for compute in (points.cpu, points.gpu):
-        assert all(0 < n <= tokens and us > 0 for n, tokens, us in compute)
-    assert {n for n, _, _ in points.cpu} >= {1, 2, 4}  # else "first" cannot be told from "expert"
+        assert all(0 < n <= tokens and 0 < s <= 1 and us > 0 for n, tokens, s, us in compute)
+    assert {n for n, *_ in points.cpu} >= {1, 2, 4}  # else "first" cannot be told from "expert"
     assert bool(points.gpu) == bool(points.copies) == on_gpu
     assert (
         sorted(size for size, _ in points.copies)
@@ -109,14 +109,14 @@ def test_what_is_timed_without_a_gpu(experts: oracle.Experts) -> None:
 def test_a_cache_of_no_or_of_one_expert(gpu: FakeDriver, experts: oracle.Experts, gpu_cache: int) -> None:
     with engine_with(gpu_cache=gpu_cache) as engine:
         points = calibrate(add(engine, experts))
-    assert {n for n, _, _ in points.gpu} == ({1} if gpu_cache else set())
+    assert {n for n, *_ in points.gpu} == ({1} if gpu_cache else set())
 
 
 def test_too_little_memory_is_met_with_fewer_slots(gpu: FakeDriver, experts: oracle.Experts) -> None:
     with engine_with() as engine:
         layer = add(engine, experts)
         gpu.fail("cuMemAlloc_v2", 1, 2)  # the cache of five experts
-        assert {n for n, _, _ in calibrate(layer).gpu} == {1, 2}
+        assert {n for n, *_ in calibrate(layer).gpu} == {1, 2}
 
 
 def test_a_layer_is_timed_once_a_kind_and_machine(
@@ -194,7 +194,7 @@ def test_times_of_a_busy_machine_are_not_used(
 ) -> None:
     rng = np.random.default_rng(0)
     wild = Points(
-        [(n, t, us * float(rng.choice([1, 30]))) for n, t, us in GOOD.cpu], GOOD.gpu, GOOD.copies, BLOB
+        [(n, t, s, us * float(rng.choice([1, 30]))) for n, t, s, us in GOOD.cpu], GOOD.gpu, GOOD.copies, BLOB
     )
     monkeypatch.setattr("moerun.calibration.calibrator._time", lambda layer: wild)
     with engine_with(calibrate="off") as engine:

@@ -24,7 +24,7 @@ def test_a_checkpoint_without_a_gpu(capsys, demo: Path, own_cache: Path, monkeyp
     assert (report["hidden"], report["intermediate"], report["format"]) == (256, 64, "bf16")
     assert report["gpu"] is None
     assert len(report["points"]["cpu"]) == 8
-    assert set(report["cpu_us"]) == {"first", "expert", "token"}
+    assert set(report["cpu_us"]) == {"first", "expert", "token", "part"}
     assert report["cpu_residual"] >= 0
     assert "gpu_us" not in report
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from expert_layers import ISAS_WITH_BF16_DOT, ISAS_WITH_INT8_DOT
+from expert_layers import ISAS_WITH_BF16_DOT, ISAS_WITH_INT8_DOT, ISAS_WITH_NIBBLE_TILES
 from moerun import _core, machine
 
 MIB = 1 << 20
@@ -34,6 +34,8 @@ def test_a_format_has_the_peak_of_what_its_kernels_multiply(isa):
     expected |= dict.fromkeys(("fp32", "fp16"), "fp32")
     if isa in ISAS_WITH_INT8_DOT:
         expected |= dict.fromkeys(("int8", "int8_g128"), "int8")
+    if isa in ISAS_WITH_NIBBLE_TILES:
+        expected |= {name: "int8" for name in expected if name.startswith("int4") or name == "mxfp4"}
     assert {f: meter.dot_type(t).name for f, t in _core.WeightFormat.__members__.items()} == expected
     for name, dot_type in _core.DotType.__members__.items():
         if dot_type in meter.dot_types:

@@ -16,10 +16,8 @@ from random_checkpoints import save_random_checkpoint
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quiet_and_on_one_thread() -> None:
-    """Tiny models gain nothing from threads and lose much on a busy machine."""
+def _no_progress_bars() -> None:
     logging.disable_progress_bar()
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

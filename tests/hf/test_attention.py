@@ -1,119 +1,112 @@
-"""Attention of few queries: against the formula, and where a model takes it."""
+"""Attention of prompts in the engine: where a model takes it, and that it is the same attention."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, PreTrainedModel, StaticCache
 
 import moerun.hf
 from moerun.hf import attention
-from random_checkpoints import save_random_checkpoint
 
-BF16_EPSILON = 2.0**-8  # of rounding to nearest, relative
-sizes = st.integers(1, 5)
-
-
-@given(
-    sizes,
-    sizes,
-    sizes,
-    st.integers(1, 8),
-    st.integers(1, 70),
-    st.sampled_from((None, bool, float)),
-    st.data(),
-)
-def test_equals_the_formula(
-    batch: int,
-    kv_heads: int,
-    groups: int,
-    queries: int,
-    keys: int,
-    mask_type: type | None,
-    data: st.DataObject,
-) -> None:
-    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**16)))
-    width = 16
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator).bfloat16()
-
-    query = random(batch, kv_heads * groups, queries, width)
-    key, value = random(batch, kv_heads, keys, width), random(batch, kv_heads, keys, width)
-    mask = None
-    if mask_type is bool:
-        mask = torch.rand(batch, 1, queries, keys + 3, generator=generator) < 0.7
-        mask[..., 0] = True  # every query sees a key
-    elif mask_type is float:
-        mask = torch.randn(1, 1, queries, keys, generator=generator)
-
-    got = attention.few_queries(query, key, value, mask).float()
-
-    key, value = (t.float().repeat_interleave(groups, dim=1) for t in (key, value))
-    scores = query.float() @ key.transpose(2, 3) * width**-0.5
-    rounded = float(scores.abs().max()) * BF16_EPSILON
-    if mask is not None:
-        mask = mask[..., :keys]
-        scores = scores.masked_fill(~mask, -torch.inf) if mask_type is bool else scores + mask
-    want = scores.softmax(-1) @ value
-    # Scores off by d change each weight by a factor within exp(+-2d); then weights and sums are rounded.
-    error = torch.expm1(torch.tensor(2 * rounded + 2 * BF16_EPSILON)) * value.abs().max()
-    assert float((got - want).abs().max()) <= float(error) + BF16_EPSILON * float(want.abs().max())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp("attention")
-    save_random_checkpoint("deepseek_v3", path)  # whose attention attention_step.py does not take
-    return path
+PROMPT = torch.arange(3, 43).view(1, -1)
+CLOSE = {"rtol": 0, "atol": 1e-4}
+FAMILIES = ("qwen3_moe", "qwen2_moe", "olmoe", "mixtral", "glm4_moe", "deepseek_v2", "deepseek_v3")
 
 
 @pytest.fixture
-def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of queries of all calls of few_queries."""
-    seen: list[int] = []
-    real = attention.few_queries
+def lengths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Queries and keys of all calls of prompt_attention."""
+    seen: list[tuple[int, int]] = []
+    real = attention.prompt_attention
 
-    def spy(query: torch.Tensor, *rest: object) -> torch.Tensor:
-        seen.append(query.shape[2])
-        return real(query, *rest)  # type: ignore[arg-type]
+    def spy(engine: Any, query: torch.Tensor, key: torch.Tensor, *rest: Any, **options: Any) -> torch.Tensor:
+        seen.append((query.shape[2], key.shape[2]))
+        return real(engine, query, key, *rest, **options)
 
-    monkeypatch.setattr(attention, "few_queries", spy)
+    monkeypatch.setattr(attention, "prompt_attention", spy)
     return seen
 
 
-def test_decode_takes_it_and_prefill_does_not(folder: Path, lengths: list[int]) -> None:
-    model = moerun.hf.from_pretrained(folder, cpu_threads=1, dtype="bf16")
-    prompt = torch.arange(12).view(1, -1)
-    model.generate(prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False, pad_token_id=0)
-    layers = model.config.num_hidden_layers
-    assert lengths == [1] * (2 * layers)  # the first new token comes from the prefill
+@pytest.fixture(autouse=True)
+def _without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
 
 
-def test_padded_batches_agree_with_eager(folder: Path, lengths: list[int]) -> None:
-    model = moerun.hf.from_pretrained(folder, cpu_threads=1, dtype="bf16")
-    prompt, mask = torch.arange(10).view(2, 5), torch.ones(2, 5, dtype=torch.long)
-    mask[0, :2] = 0
-    logits = {}
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        with torch.no_grad():
-            cache = model(prompt, attention_mask=mask, use_cache=True).past_key_values
-            more = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
-            logits[implementation] = model(prompt[:, :1], attention_mask=more, past_key_values=cache).logits
+@pytest.fixture
+def model(random_checkpoint: Callable[..., Path]) -> PreTrainedModel:
+    return moerun.hf.from_pretrained(random_checkpoint("qwen3_moe"), cpu_threads=1)
+
+
+def theirs(random_checkpoint: Callable[..., Path], family: str) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(random_checkpoint(family), experts_implementation="eager")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_all_families(
+    random_checkpoint: Callable[..., Path], lengths: list[tuple[int, int]], family: str
+) -> None:
+    """Whole, with padding, and in two parts."""
+    ours = moerun.hf.from_pretrained(random_checkpoint(family), cpu_threads=1)
+    other = theirs(random_checkpoint, family)
+    layers = ours.config.num_hidden_layers
+    torch.testing.assert_close(ours(PROMPT).logits, other(PROMPT).logits, **CLOSE)
+    assert lengths == [(40, 40)] * layers
+    rows, mask = PROMPT.view(2, 20), torch.ones(2, 20, dtype=torch.int64)
+    mask[1, :7] = 0
+    got, want = (m(rows, attention_mask=mask, use_cache=True) for m in (ours, other))
+    torch.testing.assert_close(got.logits[mask.bool()], want.logits[mask.bool()], **CLOSE)
+    more = torch.cat((mask, torch.ones_like(rows[:, :12])), 1)
+    caches = (got.past_key_values, want.past_key_values)
+    got, want = (
+        m(rows[:, :12], attention_mask=more, past_key_values=c).logits
+        for m, c in zip((ours, other), caches, strict=True)
+    )
+    torch.testing.assert_close(got, want, **CLOSE)
+    assert lengths[layers:] == [(20, 20)] * layers + [(12, 32)] * layers
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_agrees_with_eager(
+    random_checkpoint: Callable[..., Path], lengths: list[tuple[int, int]], dtype: str
+) -> None:
+    model = moerun.hf.from_pretrained(random_checkpoint("qwen3_moe"), cpu_threads=1, dtype=dtype)
+    got = model(PROMPT).logits
     assert lengths
-    assert set(lengths) <= {1, 5}
-    difference = (logits["sdpa"] - logits["eager"]).float().norm() / logits["eager"].float().norm()
-    assert float(difference) < 3 * BF16_EPSILON
+    model.set_attn_implementation("eager")
+    want = model(PROMPT).logits
+    assert float((got - want).float().norm() / want.float().norm()) < 3 * 2.0**-8
 
 
-def test_other_models_keep_theirs(folder: Path, lengths: list[int]) -> None:
-    from transformers import AutoModelForCausalLM
+def test_static_caches(model: PreTrainedModel, lengths: list[tuple[int, int]]) -> None:
+    """Whose keys are more than there are tokens: the mask says which count."""
+    cache = StaticCache(config=model.config, max_cache_len=64)
+    model(PROMPT, past_key_values=cache)
+    got = model(torch.tensor([[50]]), past_key_values=cache).logits
+    assert (1, 64) in lengths
+    want = model(torch.cat((PROMPT, torch.tensor([[50]])), 1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(got, want, **CLOSE)
 
-    moerun.hf.from_pretrained(folder, cpu_threads=1, dtype="bf16")
-    other = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
-    other.generate(torch.arange(12).view(1, -1), max_new_tokens=3, do_sample=False, pad_token_id=0)
+
+def test_gradients_and_other_attentions_are_torchs(
+    model: PreTrainedModel, lengths: list[tuple[int, int]]
+) -> None:
+    with torch.enable_grad():
+        assert model(PROMPT).logits.requires_grad
+    model.set_attn_implementation("eager")
+    model(PROMPT)
     assert lengths == []
+
+
+def test_other_models_keep_theirs(
+    random_checkpoint: Callable[..., Path], model: PreTrainedModel, lengths: list[tuple[int, int]]
+) -> None:
+    theirs(random_checkpoint, "qwen3_moe")(PROMPT)
+    assert lengths == []
+    model(PROMPT)
+    assert lengths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 
@@ -147,14 +146,6 @@ class Interrupt(BaseStreamer):
         pass
 
 
-@pytest.fixture
-def _python_handles_ctrl_c() -> Iterator[None]:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("_python_handles_ctrl_c")
 def test_ctrl_c_leaves_the_engine_usable(
     model: PreTrainedModel, eager: PreTrainedModel, prompt: dict
 ) -> None:

@@ -188,7 +188,8 @@ def test_the_end_of_the_process_leaves_it_too(gpu: FakeDriver, folder: Path, rec
         "os.wait()\n"
     )
     number = str(moerun.Checkpoint(folder).moe_layers[0])
-    done = subprocess.run([sys.executable, "-c", script, str(folder), number], capture_output=True, text=True)
+    python = [sys.executable, "-W", "ignore:This process:DeprecationWarning"]  # of fork, from Python 3.12 on
+    done = subprocess.run([*python, "-c", script, str(folder), number], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert len(list(records.iterdir())) == 1
 

@@ -26,6 +26,7 @@ WIDTHS = (1, 9, 17, 33, 70)
 
 def run_cases() -> None:
     """In the child."""
+    torch.set_num_threads(1)
     for isa, (side, place), dtype in itertools.product(_core.available_isas(), SIDES.items(), DTYPES):
         print(f"{isa}, {dtype}, guard at the {side}", flush=True)
         with Engine(isa=isa, cpu_threads=1) as engine:

@@ -29,7 +29,9 @@ class Instance:
     cost: policy.CostModel
     shared_gpu_us: float
 
-    def split(self, method: str, dividing: str = "whole copies") -> policy.Plan:
+    def split(
+        self, method: str, dividing: str = "whole copies", copy_price: float = 0.0, share_step: float = 0.0
+    ) -> policy.Plan:
         """A plan; ``dividing`` is one of DIVIDING."""
         return policy.split(
             self.loads,
@@ -39,6 +41,8 @@ class Instance:
             self.shared_gpu_us,
             allow_fraction=dividing != "never",
             partial_copy=dividing == "partial copy",
+            copy_price=copy_price,
+            share_step=share_step,
         )
 
 
@@ -70,6 +74,7 @@ def random_instance(rng: np.random.Generator, shape: str, tokens: int) -> Instan
 def instances(max_experts: int = 20) -> st.SearchStrategy[Instance]:
     """Layers of any kind, degenerate ones included: no experts, no active ones, work that costs nothing."""
     time = st.sampled_from([0.0, 1.0, 3.0]) | st.floats(0, 1000, allow_nan=False, width=32)
+    part = st.just(0.0) | st.floats(0, 100, allow_nan=False, width=32)
 
     def build(size: int) -> st.SearchStrategy[Instance]:
         return st.builds(
@@ -78,7 +83,7 @@ def instances(max_experts: int = 20) -> st.SearchStrategy[Instance]:
             ),
             st.lists(st.integers(0, 12), min_size=size, max_size=size),
             st.lists(st.booleans(), min_size=size, max_size=size),
-            st.tuples(time, time, time, time, time, time),
+            st.tuples(time, time, time, time, time, time, part, part),
             time,
         )
 

@@ -99,6 +99,28 @@ def test_order_of_the_methods(instance: Instance, dividing: str) -> None:
     )
 
 
+@given(instance=instances(), dividing=st.sampled_from(DIVIDING), step=st.sampled_from([0, 1 / 6, 1 / 2]))
+def test_a_division_is_never_worse_than_none(instance: Instance, dividing: str, step: float) -> None:
+    """By the cost model's own figures, what a part costs beside its share included."""
+    whole = instance.split("balanced", "never").makespan_us
+    plan = instance.split("balanced", dividing, share_step=step)
+    assert plan.makespan_us <= whole * (1 + 1e-7) + 1e-6
+    shares = plan.cpu_fraction[plan.cpu_fraction < 1]
+    assert len(shares) <= (dividing != "never")
+    if step:
+        assert shares / step == pytest.approx(np.round(shares / step))
+
+
+@given(instance=instances(max_experts=5), price=st.sampled_from([0.1, 0.5, 2.0]))
+@settings(max_examples=60)
+def test_copies_have_their_price(instance: Instance, price: float) -> None:
+    for dividing in DIVIDING:
+        plan = instance.split("balanced", dividing, price)
+        objective = plan.makespan_us + price * instance.cost.copy_us * float(plan.copy_fraction.sum())
+        optimum = brute_force(instance, dividing, price)
+        assert optimum * (1 - 1e-6) - 1e-6 <= objective <= optimum * 1.10 + 1e-6
+
+
 @given(instance=instances(), data=st.data())
 def test_the_optimum_never_grows_when_something_becomes_cheaper(
     instance: Instance, data: st.DataObject
@@ -231,6 +253,8 @@ def test_nothing_to_do() -> None:
         ([[1, 2]], [[True, True]], {}, "one-dimensional"),
         ([1], [True], {"method": "best"}, '"best" is unknown; known: hybrimoe'),
         ([1], [True], {"shared_gpu_us": -1.0}, "shared_gpu_us"),
+        ([1], [True], {"copy_price": -1.0}, "copy_price"),
+        ([1], [True], {"share_step": 2.0}, "share_step"),
         ([1], [True], {"shared_gpu_us": float("nan")}, "shared_gpu_us"),
     ],
 )

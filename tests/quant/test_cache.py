@@ -10,17 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cache_writer import FORMAT, LAYOUT, SPEC, Writer, fetch, write_in_child
 
 from blob_oracle import Layout
-from moerun import Checkpoint, Engine, ExpertBlobs, LayerSpec
+from moerun import Checkpoint, Engine
 from moerun.quant import cache_folder, cache_size, load_quantised
 from moerun.quant.cache import cached_blobs
 from quantised import bytes_of
 from random_checkpoints import save_random_checkpoint
-
-SPEC = LayerSpec(num_experts=5, hidden_size=72, intermediate_size=40, top_k=2)
-FORMAT = "int4_g32"
-LAYOUT = Layout(FORMAT, SPEC.hidden_size, SPEC.intermediate_size, SPEC.bias)
 
 
 @pytest.fixture(autouse=True)
@@ -30,29 +27,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = cache_folder()
     assert folder is not None
     return folder
-
-
-class Writer:
-    """Writes random bytes, always the same, and counts how often."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-        self.content = np.random.default_rng(0).integers(0, 256, (SPEC.num_experts, LAYOUT.bytes), np.uint8)
-
-    def __call__(self, addresses: np.ndarray) -> None:
-        self.calls += 1
-        for address, blob in zip(addresses, self.content, strict=True):
-            memory_at(int(address), LAYOUT.bytes)[:] = blob
-
-
-def memory_at(address: int, size: int) -> np.ndarray:
-    import ctypes
-
-    return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
-
-
-def fetch(writer: Writer, key: str = "key") -> ExpertBlobs | None:
-    return cached_blobs(key, SPEC, FORMAT, writer)
 
 
 def entry(cache: Path) -> Path:
@@ -215,17 +189,10 @@ def test_a_disk_without_room(
     assert list(cache.iterdir()) == []
 
 
-def _write_in_child(barrier: multiprocessing.synchronize.Barrier, results: multiprocessing.Queue) -> None:
-    writer = Writer()
-    barrier.wait()
-    blobs = fetch(writer)
-    results.put(blobs is not None and bool((bytes_of(blobs, LAYOUT) == writer.content).all()))
-
-
 def test_processes_that_write_the_same_entry(cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(3), context.Queue()
-    children = [context.Process(target=_write_in_child, args=(barrier, results)) for _ in range(3)]
+    children = [context.Process(target=write_in_child, args=(barrier, results)) for _ in range(3)]
     for child in children:
         child.start()
     assert [results.get(timeout=120) for _ in children] == [True] * 3

@@ -24,8 +24,8 @@ SIZE = 11776
 def points(byte_us: float = BYTE) -> Points:
     grid = [(n, n * t) for n in (1, 2, 4) for t in (1, 8)]
     return Points(
-        cpu=[(n, t, FIRST + n * EXPERT + t * TOKEN) for n, t in grid],
-        gpu=[(n, t, n * GPU_EXPERT + t * GPU_TOKEN) for n, t in grid],
+        cpu=[(n, t, 1.0, FIRST + n * EXPERT + t * TOKEN) for n, t in grid],
+        gpu=[(n, t, 1.0, n * GPU_EXPERT + t * GPU_TOKEN) for n, t in grid],
         copies=[(SIZE // part, FIXED + SIZE // part * byte_us) for part in (1, 2, 4)],
         expert_bytes=SIZE,
     )

@@ -373,6 +373,9 @@ class Engine:
     def add_layer(self, hidden: typing.SupportsInt | typing.SupportsIndex, inter: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, format: WeightFormat, activation: ActivationSpec, gate: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], up: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], down: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], gate_up_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], down_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], gate_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, up_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, down_bias: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None, owner: typing.Any) -> Layer:
         ...
 
+    def attend_prompt(self, sizes: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], 'FixedSize(7)'], type: DType, queries: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], keys: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], values: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], scale: typing.SupportsFloat | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], added: DType | None, sinks: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+
     def attention(self, layer: AttentionView, batch: AttentionBatch) -> None:
         ...
 
@@ -424,10 +427,10 @@ class Engine:
     def time_copies(self, layer: Layer) -> list[tuple[int, float]]:
         ...
 
-    def time_cpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+    def time_cpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float, float]]:
         ...
 
-    def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float]]:
+    def time_gpu(self, layer: Layer, x_type: DType) -> list[tuple[int, int, float, float]]:
         ...
 
     def warm_start(self, layer: Layer, shares: collections.abc.Sequence[typing.SupportsFloat | typing.SupportsIndex]) -> None:

@@ -6,11 +6,11 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CACHE_POLICIES', 'CacheValues', 'Calibration', 'CostModel', 'MAX_DISTANCE', 'METHODS', 'MrsScore', 'Plan', 'PrefetchConfidence', 'Splitter', 'TUNED_ALPHA', 'fit', 'hybrimoe_order', 'prefetch', 'refresh']
+__all__: list[str] = ['CACHE_POLICIES', 'COPY_PRICE', 'CacheValues', 'Calibration', 'CostModel', 'MAX_DISTANCE', 'METHODS', 'MrsScore', 'Plan', 'PrefetchConfidence', 'Splitter', 'TUNED_ALPHA', 'fit', 'hybrimoe_order', 'prefetch', 'refresh']
 
 class CostModel:
 
-    def __init__(self, cpu_first_us: typing.SupportsFloat | typing.SupportsIndex, cpu_expert_us: typing.SupportsFloat | typing.SupportsIndex, cpu_token_us: typing.SupportsFloat | typing.SupportsIndex, gpu_expert_us: typing.SupportsFloat | typing.SupportsIndex, gpu_token_us: typing.SupportsFloat | typing.SupportsIndex, copy_us: typing.SupportsFloat | typing.SupportsIndex) -> None:
+    def __init__(self, cpu_first_us: typing.SupportsFloat | typing.SupportsIndex, cpu_expert_us: typing.SupportsFloat | typing.SupportsIndex, cpu_token_us: typing.SupportsFloat | typing.SupportsIndex, gpu_expert_us: typing.SupportsFloat | typing.SupportsIndex, gpu_token_us: typing.SupportsFloat | typing.SupportsIndex, copy_us: typing.SupportsFloat | typing.SupportsIndex, cpu_part_us: typing.SupportsFloat | typing.SupportsIndex=0.0, gpu_part_us: typing.SupportsFloat | typing.SupportsIndex=0.0) -> None:
         ...
 
     def __repr__(self) -> str:
@@ -29,11 +29,19 @@ class CostModel:
         ...
 
     @property
+    def cpu_part_us(self) -> float:
+        ...
+
+    @property
     def cpu_token_us(self) -> float:
         ...
 
     @property
     def gpu_expert_us(self) -> float:
+        ...
+
+    @property
+    def gpu_part_us(self) -> float:
         ...
 
     @property
@@ -109,7 +117,7 @@ class Splitter:
     def __init__(self) -> None:
         ...
 
-    def split(self, loads: typing.Any, resident: typing.Any, cost: CostModel, method: str='balanced', shared_gpu_us: typing.SupportsFloat | typing.SupportsIndex=0.0, allow_fraction: bool=True, prefill: bool | None=None, partial_copy: bool=False) -> Plan:
+    def split(self, loads: typing.Any, resident: typing.Any, cost: CostModel, method: str='balanced', shared_gpu_us: typing.SupportsFloat | typing.SupportsIndex=0.0, allow_fraction: bool=True, prefill: bool | None=None, partial_copy: bool=False, copy_price: typing.SupportsFloat | typing.SupportsIndex=0.0, share_step: typing.SupportsFloat | typing.SupportsIndex=0.0) -> Plan:
         ...
 
 class MrsScore:
@@ -153,7 +161,7 @@ class PrefetchConfidence:
     def value(self, distance: typing.SupportsInt | typing.SupportsIndex, rank: typing.SupportsInt | typing.SupportsIndex) -> float:
         ...
 
-def fit(cpu: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]], gpu: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]], copies: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]], expert_bytes: typing.SupportsInt | typing.SupportsIndex) -> Calibration:
+def fit(cpu: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]], gpu: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]], copies: collections.abc.Sequence[tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]], expert_bytes: typing.SupportsInt | typing.SupportsIndex) -> Calibration:
     ...
 
 def hybrimoe_order(loads: typing.Any, resident: typing.Any, cost: CostModel, shared_gpu_us: typing.SupportsFloat | typing.SupportsIndex=0.0) -> list[tuple[str, int]]:
@@ -165,6 +173,7 @@ def prefetch(forecasts: collections.abc.Sequence[tuple[typing.SupportsInt | typi
 def refresh(cost: CostModel, resource: str, planned_us: typing.SupportsFloat | typing.SupportsIndex, observed_us: typing.SupportsFloat | typing.SupportsIndex, rate: typing.SupportsFloat | typing.SupportsIndex) -> CostModel:
     ...
 CACHE_POLICIES: tuple = ('lru', 'lfu', 'recent', 'mrs')
+COPY_PRICE: float = 0.2
 MAX_DISTANCE: int = 3
 METHODS: tuple = ('hybrimoe', 'balanced', 'static', 'ondemand', 'layerwise', 'cpu', 'gpu', 'exact')
 TUNED_ALPHA: float = 0.1

@@ -17,7 +17,7 @@ from moerun.calibration.points import Points
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 1  # of the file's layout, and of what is timed (src/scheduler/timing.cc)
+_VERSION = 2  # of the file's layout, and of what is timed (src/scheduler/timing.cc)
 
 
 def load(subject: dict[str, Any]) -> Points | None:

@@ -94,7 +94,7 @@ def _time(layer: Layer) -> Points:
     if spec.num_experts < 2:
         raise ValueError("a layer with a single expert cannot be calibrated")
     what = f"calibrating {spec.hidden_size} x {spec.intermediate_size} {layer.weight_format}"
-    gpu: list[tuple[int, int, float]] = []
+    gpu: list[tuple[int, int, float, float]] = []
     copies: list[tuple[int, float]] = []
     on_gpu = engine._kernels is not None
     # disable=None: not where stderr is no terminal

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
 class Points:
     """What was timed, in microseconds; `moerun.policy.fit` makes a cost model of it.
 
-    ``cpu`` and ``gpu``: (experts, tokens of all of them together, us); ``copies``: (bytes, us). The last two
-    are empty without a GPU. ``expert_bytes``: one expert in host memory, and in a slot of the GPU's cache.
+    ``cpu`` and ``gpu``: (experts, tokens of all of them together, the share of each that ran, us);
+    ``copies``: (bytes, us). The last two are empty without a GPU. ``expert_bytes``: one expert in host
+    memory, and in a slot of the GPU's cache.
     """
 
-    cpu: list[tuple[int, int, float]]
-    gpu: list[tuple[int, int, float]]
+    cpu: list[tuple[int, int, float, float]]
+    gpu: list[tuple[int, int, float, float]]
     copies: list[tuple[int, float]]
     expert_bytes: int
 
@@ -43,8 +44,8 @@ class Points:
     def from_dict(cls, found: dict[str, Any]) -> Points:
         """Raises KeyError, TypeError or ValueError if it is not what as_dict gave."""
         return cls(
-            cpu=[(int(n), int(tokens), float(us)) for n, tokens, us in found["cpu"]],
-            gpu=[(int(n), int(tokens), float(us)) for n, tokens, us in found["gpu"]],
+            cpu=[(int(n), int(t), float(share), float(us)) for n, t, share, us in found["cpu"]],
+            gpu=[(int(n), int(t), float(share), float(us)) for n, t, share, us in found["gpu"]],
             copies=[(int(size), float(us)) for size, us in found["copies"]],
             expert_bytes=int(found["expert_bytes"]),
         )

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from moerun.engine import Engine, Layer
 
 DEFAULT_SHAPES = ("Qwen3-30B-A3B",)
-_HEAD = ["experts", "", "first us", "expert us", "token us", "GB/s", "off by"]
+_HEAD = ["experts", "", "first us", "expert us", "token us", "part us", "GB/s", "off by"]
 
 
 def calibrations(names: Sequence[str], weight_format: str | None) -> list[dict[str, Any]]:
@@ -74,11 +74,20 @@ def _report(name: str, layer: Layer) -> dict[str, Any]:
         "name": name,
         **subject_of(layer),
         "points": points.as_dict(),
-        "cpu_us": {"first": cost.cpu_first_us, "expert": cost.cpu_expert_us, "token": cost.cpu_token_us},
+        "cpu_us": {
+            "first": cost.cpu_first_us,
+            "expert": cost.cpu_expert_us,
+            "token": cost.cpu_token_us,
+            "part": cost.cpu_part_us,
+        },
         "cpu_residual": fitted.cpu_residual,
     }
     if points.gpu:
-        report["gpu_us"] = {"expert": cost.gpu_expert_us, "token": cost.gpu_token_us}
+        report["gpu_us"] = {
+            "expert": cost.gpu_expert_us,
+            "token": cost.gpu_token_us,
+            "part": cost.gpu_part_us,
+        }
         report["gpu_residual"] = fitted.gpu_residual
     if points.copies:
         report["copy_us"] = {"first": fitted.copy_fixed_us, "expert": cost.copy_us}
@@ -100,7 +109,7 @@ def render(reports: Sequence[dict[str, Any]]) -> str:
                 [
                     kind,
                     "copy" if who == "copy" else who.upper(),
-                    *(f"{us[key]:.1f}" if key in us else "" for key in ("first", "expert", "token")),
+                    *(f"{us[key]:.1f}" if key in us else "" for key in ("first", "expert", "token", "part")),
                     f"{size / us['expert'] / 1e3:.1f}" if us["expert"] > 0 else "",
                     f"{report[f'{who}_residual']:.0%}",
                 ]
@@ -109,4 +118,4 @@ def render(reports: Sequence[dict[str, Any]]) -> str:
     machine = reports[0]
     on = f"{machine['cpu']}, {text.plural(machine['threads'], 'thread')}, {machine['isa']}"
     gpu = machine["gpu"] or "no GPU that the engine can use"
-    return f"{on}; {gpu}\n\n" + text.table(rows, "llrrrrr")
+    return f"{on}; {gpu}\n\n" + text.table(rows, "llrrrrrr")

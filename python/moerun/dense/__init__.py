@@ -4,6 +4,17 @@ from moerun.dense.attention import Attention, HeadNorm
 from moerun.dense.decoder import Caches, Decoder, DecoderLayer
 from moerun.dense.linear import Linear
 from moerun.dense.norm import RmsNorm
+from moerun.dense.prompt_attention import prompt_attention
 from moerun.dense.router import Router
 
-__all__ = ["Attention", "Caches", "Decoder", "DecoderLayer", "HeadNorm", "Linear", "RmsNorm", "Router"]
+__all__ = [
+    "Attention",
+    "Caches",
+    "Decoder",
+    "DecoderLayer",
+    "HeadNorm",
+    "Linear",
+    "RmsNorm",
+    "Router",
+    "prompt_attention",
+]

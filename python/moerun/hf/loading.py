@@ -224,7 +224,7 @@ def _attach(
         model.to("cpu")  # type: ignore[arg-type]  # device="auto" has found no GPU that the engine can use
     if model.device.type == "cpu":
         attach_linears(model, engine, dense)
-        attach_attention(model)
+        attach_attention(model, engine)
         attach_norms(model, engine)
         attach_attention_steps(model, engine)
         attach_routers(model, engine)

@@ -29,6 +29,9 @@ class LayerCache:
         Of "mrs" and "recent".
     keeps_copies
         Begins empty, and insert() does not ask what an expert is worth.
+    pool
+        The caches of all layers, this one too, which take slots from each other: what they hold together is
+        bounded by the sum of their ``slots``. Goes with ``keeps_copies``. None: a layer has its own slots.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class LayerCache:
         next_use: np.ndarray | None = None,
         alpha: float = TUNED_ALPHA,
         keeps_copies: bool = False,
+        pool: list[LayerCache] | None = None,
     ) -> None:
         if policy not in REPLAY_CACHES:
             raise ValueError(f"cache policy {policy!r} is unknown; known: {', '.join(REPLAY_CACHES)}")
@@ -51,6 +55,9 @@ class LayerCache:
         if not keeps_copies:
             self.resident[np.argsort(-usage, kind="stable")[:slots]] = True
         self._keeps_copies = keeps_copies
+        self._pool = pool
+        if pool is not None:
+            pool.append(self)
         self._next_use = next_use
         self._values = CacheValues(policy, len(usage), top_k, alpha) if policy in CACHE_POLICIES else None
         self._step = 0
@@ -83,6 +90,8 @@ class LayerCache:
         """Make a copied expert resident if it is worth more than the least of those that are not pinned, or
         if copies are kept whatever they are worth.
         """
+        if self._pool is not None:
+            return self._insert_into(self._pool, expert, pinned)
         victim = next(iter(self.victims(pinned, 1)), None)
         if victim is None or self.resident[expert]:
             return False
@@ -90,6 +99,24 @@ class LayerCache:
         if victim != FREE and not self._keeps_copies and values[victim] >= values[expert]:
             return False
         self.replace(victim, expert)
+        return True
+
+    def _insert_into(self, pool: list[LayerCache], expert: int, pinned: np.ndarray) -> bool:
+        """In place of the least valued expert of all layers; where all slots are pinned, of this one."""
+        if self.resident[expert]:
+            return False
+        if sum(int(c.resident.sum()) for c in pool) < sum(c.slots for c in pool):
+            self.resident[expert] = True
+            return True
+        evictable = [(c, c.resident & ~pinned if c is self else c.resident) for c in pool]
+        if not any(mask.any() for _, mask in evictable):
+            evictable = [(self, self.resident)]
+        cache, victim = min(
+            ((c, int(e)) for c, mask in evictable for e in np.flatnonzero(mask)),
+            key=lambda place: place[0].values[place[1]],
+        )
+        cache.resident[victim] = False
+        self.resident[expert] = True
         return True
 
     def replace(self, victim: int, expert: int) -> None:

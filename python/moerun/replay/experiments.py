@@ -37,7 +37,9 @@ ABLATION = (
 OUR_ABLATION = (
     OURS,
     OURS.but("whole copies only", partial_copy=False),
+    OURS.but("whole copies, PCIe for nothing", partial_copy=False, copy_price=0.0),
     OURS.but("no dividing", partial_copy=False, allow_fraction=False),
+    OURS.but("as the engine", partial_copy=False, promote=False, keeps_copies=True),
     OURS.but("no promotion", promote=False),
     OURS.but("no prefetch", prefetch="none"),
     OURS.but("prefetch unguarded", prefetch="impact"),
@@ -45,6 +47,11 @@ OUR_ABLATION = (
     OURS.but("cache: recent", cache="recent"),
     OURS.but("cache: lru", cache="lru"),
     OURS.but("prefetch: history", predictor="history"),
+    # What knowing the future is worth, one part of it at a time.
+    OURS.but("knows: next layers", prefetch="perfect"),
+    OURS.but("knows: cache, no prefetch", cache="belady", prefetch="none"),
+    OURS.but("knows: cache", cache="belady"),
+    OURS.but("knows: both", cache="belady", prefetch="perfect"),
 )
 
 

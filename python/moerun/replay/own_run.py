@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moerun.calibration.points import Points
-from moerun.policy import CostModel
+from moerun.policy import COPY_PRICE, CostModel
 from moerun.replay.models import ModelShape
 from moerun.replay.profile import Profile
 from moerun.replay.systems import System
@@ -19,17 +19,34 @@ from moerun.replay.trace import DECODE, PREFILL, Trace
 
 # What the engine does by default with calls that give no hints: no part of an expert is copied alone, and
 # experts come into the cache only when a plan asks for them.
-ENGINE = System("engine", "balanced", "mrs", allow_fraction=True, keeps_copies=True)
+ENGINE = System(
+    "engine",
+    "balanced",
+    "mrs",
+    allow_fraction=True,
+    keeps_copies=True,
+    one_budget=True,
+    copy_price=COPY_PRICE,
+)
+SHARE_STEP = 128  # kShareStep of cpu/moe_forward.h: where the engine can divide an expert
+
+
+def engine_of(model: ModelShape) -> System:
+    """ENGINE, dividing this model's experts where the engine can."""
+    step = SHARE_STEP / model.intermediate
+    return ENGINE.but(ENGINE.name, allow_fraction=step < 1, share_step=min(step, 1.0))
 
 
 @dataclass(frozen=True)
 class MeasuredProfile(Profile):
     """A machine whose costs were timed for one kind of expert, and a model that is nothing but experts.
 
-    ``layer_us`` is all that a layer takes beyond its makespan: the call, copies of activations and results.
+    ``layer_us`` and ``layer_token_us`` per token are all that a layer takes beyond its makespan: the call,
+    copies of activations and results.
     """
 
     measured: CostModel
+    layer_token_us: float = 0.0
 
     def cost(self, model: ModelShape) -> CostModel:
         return self.measured
@@ -38,11 +55,19 @@ class MeasuredProfile(Profile):
         return 0.0
 
     def attention_us(self, model: ModelShape, tokens: int) -> float:
-        return self.layer_us
+        return self.layer_us + tokens * self.layer_token_us
 
 
-def measured_profile(points: Points, model: ModelShape, layer_us: float) -> MeasuredProfile:
+def measured_profile(
+    points: Points,
+    model: ModelShape,
+    layer_us: float,
+    layer_token_us: float = 0.0,
+    learned: CostModel | None = None,
+) -> MeasuredProfile:
     """A profile from timed points; rates follow from times, to be read beside other profiles.
+
+    ``learned``: what the engine has made of the points' cost model since (``Layer.cost``); None: itself.
 
     Raises
     ------
@@ -52,7 +77,7 @@ def measured_profile(points: Points, model: ModelShape, layer_us: float) -> Meas
     fitted = points.fit()
     if not (points.gpu and points.copies):
         raise ValueError("only a machine with a GPU can be replayed; these points are of a CPU alone")
-    cost, size, flops = fitted.cost, points.expert_bytes, 2 * model.expert_params
+    cost, size, flops = learned or fitted.cost, points.expert_bytes, 2 * model.expert_params
 
     def rate(amount: float, us: float, unit: float) -> float:
         return amount / us / unit if us > 0 else float("inf")
@@ -70,6 +95,7 @@ def measured_profile(points: Points, model: ModelShape, layer_us: float) -> Meas
         copy_fixed_us=fitted.copy_fixed_us,
         layer_us=layer_us,
         measured=cost,
+        layer_token_us=layer_token_us,
     )
 
 

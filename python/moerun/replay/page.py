@@ -121,11 +121,12 @@ changes so little that each layer keeps its own):
 """
 
 WHY_NOT_THE_BOUND = """
-Where ours is more than 10 % behind a bound, the bound's advantage is knowledge, not scheduling: it evicts
-what is used last and copies ahead what will be used. An online cache has no access to either; the hit rates
-show the gap. The planner itself is within 1 % of the optimum (tests/policy). Neither is a bound in the
-strict sense: Belady counts hits, not time, and copying ahead can take PCIe from what Belady would have kept,
-so the two cross in places.
+Where ours is more than 10 % behind a bound, the bound's advantage is knowledge that no online policy has, not
+scheduling: the planner itself is within 1 % of the optimum (tests/policy). The rows "knows: ..." of the table
+of our parts below give ours one piece of it at a time: the routing of the next three layers ("next layers"),
+which experts the cache will need again and when ("cache"), both. Neither bound is one in the strict sense:
+Belady counts hits, not time, and copying ahead can take PCIe from what Belady would have kept, so the two
+cross in places.
 """
 
 PREFILL_NOTE = """\
@@ -142,10 +143,15 @@ scheduler cannot touch.
 """
 
 OUR_ABLATION_NOTE = """
-Partial copies carry most of the gain: with few misses, whole experts leave PCIe or the CPU idle. Dividing
-experts that are copied whole is worse than not dividing at all: each layer ends a little sooner, but PCIe is
-busy with copies that gain little, and nothing is left for promotion and prefetch. An engine that cannot run
-a partial copy should plan with `allow_fraction=False`. Promotion completes partial copies and copies experts
+Partial copies carry most of the gain: with few misses, whole experts leave PCIe or the CPU idle. The engine
+cannot copy a part of an expert, nor promote: "as the engine" is what it can reach today. Where experts are
+copied whole, planning each layer for itself is worse than not dividing at all ("PCIe for nothing"): each
+layer ends a little sooner, but PCIe is busy with copies that gain little, and nothing is left for promotion
+and prefetch. So this layer's demand is weighed against what the next layers want: "balanced" minimises the
+makespan plus a price, 0.2 us for each us of PCIe (`policy.COPY_PRICE`). Partial copies gain more than that
+everywhere, and plan the same with the price and without. A price learned from the gains of prefetches was
+tried: a bus that demand keeps busy shows no such gains, the price stays at nothing, and Mixtral at 25 %
+stays as slow as without. Promotion completes partial copies and copies experts
 that the CPU ran, in PCIe's idle time. The guard (no chunk under way when a demand copy is due, the eviction's
 harm, what demand will take of PCIe) matters where PCIe is busy.
 """

@@ -71,6 +71,7 @@ class Replay:
         self.caches = self._caches(round(cache_ratio * model.num_experts), cache_ratio)
         # Ours knows when the next gate is due, for attention takes what it took the layer before.
         self.pcie = Pcie(self.chunk_us if system.prefetch in ("guarded", "perfect") else 0.0)
+        self.pass_us: list[float] = []  # what each pass took
         self.demand_us = 0.0  # running average of what the demand copies of a layer take
         self.splitter = Splitter()
         self.confidence = PrefetchConfidence(trace.num_experts)
@@ -88,10 +89,11 @@ class Replay:
             whole = round(cache_ratio * trace.num_layers)
             sizes = [trace.num_experts if layer < whole else 0 for layer in range(trace.num_layers)]
             return [LayerCache("static", n, trace.top_k, usage[layer]) for layer, n in enumerate(sizes)]
+        pool: list[LayerCache] | None = [] if system.one_budget else None
         return [
             LayerCache(
                 system.cache, slots, trace.top_k, usage[layer],
-                None if future is None else future[:, layer], system.alpha, system.keeps_copies,
+                None if future is None else future[:, layer], system.alpha, system.keeps_copies, pool,
             )
             for layer in range(trace.num_layers)
         ]  # fmt: skip
@@ -116,6 +118,7 @@ class Replay:
         counters.steps += 1 if current.done is None else current.done
         counters.tokens += len(current.tokens) if current.done is None else current.done
         counters.time_us += now_us - begin_us
+        self.pass_us.append(now_us - begin_us)
         self._land(self.pcie.run_until(now_us), counters)
         counters.pcie_busy_us += self.pcie.busy_us - busy_before
 
@@ -153,6 +156,8 @@ class Replay:
             allow_fraction=system.allow_fraction,
             partial_copy=system.partial_copy,
             prefill=prefill,
+            copy_price=system.copy_price,
+            share_step=system.share_step,
         )
         demanded = dict(zip(plan.copy.tolist(), plan.copy_fraction.tolist(), strict=True))
         wait_us = self.pcie.finish_chunk(self.cost.copy_us, self.chunk_us) if demanded else 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from moerun.policy import TUNED_ALPHA
+from moerun.policy import COPY_PRICE, TUNED_ALPHA
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,12 @@ class System:
         The cache begins empty, and every expert that is copied takes the place of the least valued one, as in
         the engine. Else it begins with the experts used most in the warm-up, and a copied one must be worth
         more than the one that it replaces.
+    one_budget
+        With ``keeps_copies``: layers take slots from each other, as in the engine.
+    copy_price
+        What a microsecond of PCIe is worth elsewhere to the scheduler "balanced".
+    share_step
+        "balanced" divides an expert at multiples of this share; 0: at any.
     attention_on_cpu
         Layers that are not cached run as a whole on the CPU (llama.cpp with -ngl).
     """
@@ -46,6 +52,9 @@ class System:
     allow_fraction: bool = False
     partial_copy: bool = False
     keeps_copies: bool = False
+    one_budget: bool = False
+    copy_price: float = 0.0
+    share_step: float = 0.0
     attention_on_cpu: bool = False
 
     def but(self, name: str, **changes: object) -> System:
@@ -63,6 +72,7 @@ OURS = System(
     promote=True,
     allow_fraction=True,
     partial_copy=True,
+    copy_price=COPY_PRICE,
 )
 # The bounds have every freedom that ours has, and know the future besides.
 BELADY = System("Belady + exact", "exact", "belady", promote=True, allow_fraction=True, partial_copy=True)
