@@ -1,8 +1,8 @@
 """The lossless mode replayed on the machine of replayed.py: drafts with few experts, verified in one pass.
 
-Simulated. How drafts fare is the demo model's, round by round, in an order that jumps between its texts so that
-a short stretch has the share of the whole; what a verification shares is what the made-up
-routing of the model shares between neighbouring tokens.
+Simulated. How drafts fare is the demo model's, round by round, in an order that jumps between its texts, so
+that a short stretch fares as the whole; what a verification shares is what the made-up routing of the model
+shares between neighbouring tokens.
 """
 
 from __future__ import annotations

@@ -53,10 +53,10 @@ So it is for models whose neighbouring tokens share experts, and for cheap draft
 """
 
 DRAFTS_NOTE = """
-Speed over all experts on the same system, experts of {bits:g} bits: below 1 is slower. The made-up routing
-shares less between neighbouring tokens than the demo model's, and the drafts' copies come on top where a
-cache is too small to keep them until their verification, though that knows its routing and prefetches by it.
-Where all experts are in the GPU's memory, lossless is slower by the passes that it adds.
+Speed over all experts on the same system, experts of {bits:g} bits: below 1 is slower. The drafts fare as the
+demo model's; the made-up routing shares less between neighbouring tokens than the demo model does, so less is
+saved. A verification knows its routing from the drafts and prefetches by it, and finds what they have copied
+as long as the cache could keep it.
 """
 
 EQUALITY_NOTE = """
