@@ -226,7 +226,7 @@ class TestErrors:
 
     @pytest.fixture
     def warm(self, device: EmulatedDevice, experts: list[Experts], stream: int) -> Iterator[list]:
-        """An engine and its first layer, in a list that is emptied at the end: pytest keeps what it is given."""
+        """An engine and its first layer, in a list that is emptied at the end: pytest keeps its values."""
         engine, layers = engine_with(experts, schedule="ondemand")
         given = [engine, layers[0]]
         warm_up(engine, layers, device, stream)

@@ -9,7 +9,6 @@
 #include "src/error.h"
 #include "tests/native/hybrid_engine.h"
 #include "tests/native/hybrid_faults.h"
-#include "tests/native/hybrid_streams.h"
 
 namespace moerun {
 namespace {
@@ -117,7 +116,6 @@ int main(int, char** arguments) {
   return run_group(arguments[2], {{"schedules", schedules},
                                   {"recovery", recovery},
                                   {"memory", memory},
-                                  {"streams", streams},
                                   {"faults", [] { faults(1); }},
                                   {"some faults", [] { faults(kSomeFaults); }}});
 }

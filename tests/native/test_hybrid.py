@@ -27,7 +27,6 @@ SOURCES = {
     "src/expert_store/quantise.cc": [],
     "src/trace/trace.cc": [],
     "tests/native/hybrid_faults_test.cc": [],
-    "tests/native/hybrid_streams_test.cc": [],
     "tests/native/hybrid_test.cc": [],
 }
 
@@ -48,7 +47,7 @@ def programs(sanitizer: str) -> tuple[Path, Path, Path]:
     return build(SOURCES, "hybrid_test", flags), build_fake_driver(flags), openmp.parent
 
 
-@pytest.mark.parametrize("group", ["schedules", "recovery", "memory", "streams", "faults"])
+@pytest.mark.parametrize("group", ["schedules", "recovery", "memory", "faults"])
 def test_cpu_and_gpu_together(programs: tuple[Path, Path, Path], sanitizer: str, group: str) -> None:
     program, driver, openmp = programs
     if group == "faults" and sanitizer != "plain":
