@@ -254,6 +254,6 @@ def _patterns(model: Any, own: Text, windows: torch.Tensor) -> dict[str, Any]:
 
 def mixed(entries: Sequence[T]) -> list[T]:
     """The same entries in an order that jumps between windows and places, in strides that share no factor
-    with their number: the beginning of a window fares otherwise than its end, and a short stretch of the pattern
-    shall fare as the whole."""
+    with their number: the beginning of a window fares otherwise than its end, and a short stretch of the
+    pattern shall fare as the whole."""
     return [entries[i * STRIDE % len(entries)] for i in range(len(entries))]
