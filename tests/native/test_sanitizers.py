@@ -32,6 +32,8 @@ SOURCES = {
     "cuda/handles.cc": [],
     "src/scheduler/job.cc": [],
     "src/scheduler/scheduler.cc": [],
+    "src/scheduler/signals.cc": [],
+    "src/scheduler/stream_order.cc": [],
     "tests/native/moe_forward_test.cc": [],
 }
 
