@@ -46,7 +46,7 @@ StreamOrder& Job::make_order(const cuda::ContextPtr& context, const std::shared_
   return *order_;
 }
 
-void Job::run() noexcept {
+std::exception_ptr Job::run() noexcept {
   std::exception_ptr error;
   try {
     call_(memory_, *this);
@@ -55,7 +55,7 @@ void Job::run() noexcept {
   }
   clear_work();
   if (StreamOrder* const behind = error ? order() : nullptr) behind->let_go();
-  finish(error);
+  return error;
 }
 
 void Job::finish(std::exception_ptr error) noexcept {

@@ -63,7 +63,7 @@ class Job {
     };
     destroy_ = [](void* held) { static_cast<Held*>(held)->~Held(); };
   }
-  void run() noexcept;
+  std::exception_ptr run() noexcept;  // what it threw, for finish()
   void finish(std::exception_ptr error) noexcept;
   void clear_work() noexcept;
 

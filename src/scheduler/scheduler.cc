@@ -81,9 +81,13 @@ void Scheduler::loop() {
       if (!first_) last_ = nullptr;
     }
     const bool allocates = job->allocates_;
-    job->run();
+    const std::exception_ptr error = job->run();
+    {
+      const std::lock_guard lock(mutex_);
+      allocating_ -= allocates ? 1 : 0;  // before anybody learns that it is done, and submits the next one
+    }
+    job->finish(error);
     const std::lock_guard lock(mutex_);
-    allocating_ -= allocates ? 1 : 0;
     if (job->order() && job->has_untold_error() && !(failed_ && failed_->has_untold_error()))
       failed_ = std::move(job);
   }
