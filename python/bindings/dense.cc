@@ -8,6 +8,8 @@
 
 #include <array>
 
+#include "cpu/activations.h"
+#include "cpu/argmax.h"
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
 #include "cpu/team.h"
@@ -192,6 +194,31 @@ void run_decode(PythonEngine& engine, const DecoderStack& stack, int64_t sequenc
   (*engine).decode(stack, batch);
 }
 
+// Where a model keeps what a step of one token begins with: rows of [tokens, hidden] and [positions, width].
+struct TokenTables {
+  uintptr_t embedding;
+  DType type;
+  uintptr_t cos, sin;
+  int64_t width;
+};
+
+// One token of one sequence at position `past`; logits [outputs] of the embedding's type. Returns the index
+// of the largest.
+int64_t run_next(PythonEngine& engine, const DecoderStack& stack, const TokenTables& tables, int64_t token,
+                 const Caches& caches, int64_t past, uintptr_t logits) {
+  const int64_t hidden = stack.view().layers[0].attention_norm.width, outputs = stack.view().head.outputs;
+  cpu::ModelBatch batch{.shared = {.x = cpu::offset(at<void>(tables.embedding), token * hidden, tables.type),
+                                   .x_type = tables.type,
+                                   .x_stride = hidden,
+                                   .rotation = {at<float>(tables.cos) + past * tables.width,
+                                                at<float>(tables.sin) + past * tables.width, tables.width}},
+                        .caches = caches.layers,
+                        .out = {reinterpret_cast<void*>(logits), tables.type, outputs}};
+  for (cpu::KeyValues& cache : batch.caches) cache.past = past;
+  (*engine).decode(stack, batch);
+  return cpu::argmax(at<void>(logits), tables.type, outputs);
+}
+
 cpu::RouterView make_router(const cpu::LinearView& gate, int64_t top_k, cpu::Scoring scoring,
                             bool renormalise, float scale, uintptr_t correction, int64_t groups,
                             int64_t top_groups) {
@@ -316,6 +343,9 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .def(py::init(&make_key_values), py::arg("keys"), py::arg("values"), py::arg("type"),
            py::arg("strides"));
   py::class_<Caches>(m, "Caches").def(py::init<std::vector<cpu::KeyValues>>(), py::arg("layers"));
+  py::class_<TokenTables>(m, "TokenTables")
+      .def(py::init<uintptr_t, DType, uintptr_t, uintptr_t, int64_t>(), py::arg("embedding"), py::arg("type"),
+           py::arg("cos"), py::arg("sin"), py::arg("width"));
   py::class_<DecoderStack, std::shared_ptr<DecoderStack>>(m, "DecoderStack")
       .def(py::init(&make_stack), py::arg("experts"), py::arg("layers"), py::arg("norm"), py::arg("head"));
 
@@ -330,6 +360,8 @@ void bind_dense(py::module_& m, py::class_<PythonEngine>& engine) {
       .def("attend_prompt", run_prompt, py::arg("sizes"), py::arg("type"), py::arg("queries"),
            py::arg("keys"), py::arg("values"), py::arg("out"), py::arg("scale"), py::arg("mask"),
            py::arg("mask_strides"), py::arg("added"), py::arg("sinks"), release)
+      .def("decode_next", run_next, py::arg("stack"), py::arg("tables"), py::arg("token"), py::arg("caches"),
+           py::arg("past"), py::arg("logits"), release)
       .def("decode", run_decode, py::arg("stack"), py::arg("sequences"), py::arg("tokens"), py::arg("x"),
            py::arg("out"), py::arg("kept"), py::arg("cos"), py::arg("sin"), py::arg("rotated"),
            py::arg("caches"), py::arg("past"), py::arg("mask"), py::arg("mask_strides"),

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import typing
 from . import policy
-__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'Pairs', 'RouterView', 'Scoring', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
+__all__: list[str] = ['Activation', 'ActivationSpec', 'AttentionBatch', 'AttentionView', 'Batch', 'BlobLayout', 'BlobMatrix', 'CacheTable', 'Caches', 'CompiledKernel', 'CompiledKernels', 'CompiledRegime', 'DType', 'DecoderStack', 'DecoderView', 'DotType', 'Engine', 'ExpertKernels', 'GpuOptions', 'HeadNorm', 'Job', 'KeyValues', 'Layer', 'LimitMeter', 'LinearView', 'MappedFile', 'MatrixLayout', 'Pairs', 'RouterView', 'Scoring', 'TokenTables', 'WeightFormat', 'available_isas', 'checksums', 'choose_isa', 'cpu_info', 'measure_limits', 'openmp_runtime', 'policy', 'probe_gpu', 'quantise', 'quantise_matrix', 'read_nodes', 'set_openmp_hint', 'use_huge_pages', 'weight_bytes']
 
 class DType:
     """
@@ -395,6 +395,9 @@ class Engine:
     def decode(self, stack: DecoderStack, sequences: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, x: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], out: tuple[typing.SupportsInt | typing.SupportsIndex, DType, typing.SupportsInt | typing.SupportsIndex], kept: typing.SupportsInt | typing.SupportsIndex, cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, rotated: typing.SupportsInt | typing.SupportsIndex, caches: Caches, past: typing.SupportsInt | typing.SupportsIndex, mask: typing.SupportsInt | typing.SupportsIndex, mask_strides: tuple[typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex], added: DType | None=None) -> None:
         ...
 
+    def decode_next(self, stack: DecoderStack, tables: TokenTables, token: typing.SupportsInt | typing.SupportsIndex, caches: Caches, past: typing.SupportsInt | typing.SupportsIndex, logits: typing.SupportsInt | typing.SupportsIndex) -> int:
+        ...
+
     def forward(self, layer: Layer, batch: Batch) -> None:
         ...
 
@@ -714,6 +717,11 @@ class KeyValues:
 class Caches:
 
     def __init__(self, layers: collections.abc.Sequence[KeyValues]) -> None:
+        ...
+
+class TokenTables:
+
+    def __init__(self, embedding: typing.SupportsInt | typing.SupportsIndex, type: DType, cos: typing.SupportsInt | typing.SupportsIndex, sin: typing.SupportsInt | typing.SupportsIndex, width: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
 
 class DecoderStack:

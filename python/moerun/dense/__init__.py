@@ -2,7 +2,7 @@
 
 from moerun.dense.attention import Attention, HeadNorm
 from moerun.dense.cached_attention import CachedAttention
-from moerun.dense.decoder import Caches, Decoder, DecoderLayer
+from moerun.dense.decoder import Caches, Decoder, DecoderLayer, TokenRun
 from moerun.dense.latent_attention import LatentAttention, LatentProjections
 from moerun.dense.linear import Linear
 from moerun.dense.norm import RmsNorm
@@ -21,5 +21,6 @@ __all__ = [
     "Linear",
     "RmsNorm",
     "Router",
+    "TokenRun",
     "prompt_attention",
 ]

@@ -127,6 +127,7 @@ class Decoder:
             raise ValueError(f"all parts must have one hidden size, got {widths}")
         if head is not None and norm is None:
             raise ValueError("a head needs a norm before it")
+        self.has_head = head is not None
         self.outputs = self.hidden if head is None else head.outputs
         self._after = (norm, head)  # keeps their memory
         self._stack = _core.DecoderStack(
@@ -206,3 +207,83 @@ class Decoder:
         if past < 0 or past + tokens > caches.room:
             raise ValueError(f"{past} keys and {tokens} new ones do not fit in caches of {caches.room}")
         return sequences, tokens
+
+
+class TokenRun:
+    """One sequence that a decoder continues token by token, with next to nothing around the core's call.
+
+    What it is made of is checked once, and must stay as it is.
+
+    Parameters
+    ----------
+    decoder
+        With a head.
+    embedding
+        ``[tokens, H]`` of the activations' type, contiguous: what the decoder begins with.
+    cos, sin
+        float32 ``[positions, rotated]``, contiguous, as for Attention.forward.
+    caches
+        Of one sequence.
+    length
+        How many tokens are in the caches.
+
+    Attributes
+    ----------
+    length
+        As above, now.
+    logits
+        ``[outputs]`` of the embedding's kind and type, of the latest token.
+
+    Raises
+    ------
+    ValueError
+        What does not fit.
+    """
+
+    def __init__(
+        self, decoder: Decoder, embedding: Any, cos: Any, sin: Any, caches: Caches, length: int
+    ) -> None:
+        if not decoder.has_head:
+            raise ValueError("a run over tokens needs a decoder with a head")
+        if (
+            embedding.ndim != 2
+            or embedding.shape[1] != decoder.hidden
+            or not tensors.is_contiguous(embedding)
+        ):
+            raise ValueError(
+                f"embedding must be [tokens, {decoder.hidden}] and contiguous, got {list(embedding.shape)}"
+            )
+        decoder.layers[0].attention.check_rotation(cos, sin, cos.shape[0])
+        if caches.sequences != 1 or len(caches.pairs) != len(decoder.layers):
+            raise ValueError("a run over tokens needs caches of one sequence for every layer")
+        self.length = length
+        self.logits = tensors.empty_like(embedding, (decoder.outputs,))
+        self._tokens = int(embedding.shape[0])
+        self._most = min(int(cos.shape[0]), caches.room)
+        self._kept = (decoder, embedding, cos, sin, caches)  # keeps the memory
+        self._logits_at = tensors.address(self.logits)
+        self._caches = caches.view
+        self._stack = decoder._stack
+        self._next = decoder.engine._core.decode_next
+        self._tables = _core.TokenTables(
+            tensors.address(embedding),
+            tensors.float_type(embedding, "embedding"),
+            tensors.address(cos),
+            tensors.address(sin),
+            cos.shape[1],
+        )
+
+    def next(self, token: int) -> int:
+        """Runs one more token, and returns the most probable next one.
+
+        Raises ValueError if there is no such token or no room, RuntimeError if the engine is closed.
+        """
+        past = self.length
+        if not (0 <= token < self._tokens and 0 <= past < self._most):
+            raise ValueError(
+                f"token {token} at position {past} is outside of {self._tokens} tokens or "
+                f"{self._most} positions"
+            )
+        largest = self._next(self._stack, self._tables, token, self._caches, past, self._logits_at)
+        self.length = past + 1
+        return largest

@@ -35,6 +35,13 @@ def make_room(layer: Any, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (room.keys[:, :, begin:], room.values[:, :, begin:]) if begin else (room.keys, room.values)
 
 
+def give_back_room(layer: Any, tokens: int) -> None:
+    """Takes back the latest `tokens` that make_room has added to a layer that keeps all keys."""
+    length = layer.keys.shape[2] - tokens
+    layer.keys, layer.values = layer.keys.narrow(2, 0, length), layer.values.narrow(2, 0, length)
+    reuse_room(layer)
+
+
 def reuse_room(layer: Any) -> None:
     """Says of a cropped layer that nobody has kept what was behind its end: it may be overwritten."""
     room: _Room | None = layer.__dict__.get(_ROOM)

@@ -8,15 +8,18 @@ dimensions, hidden states that are asked for, gradients, torch.compile.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast
 
-from moerun.dense import Caches, Decoder
+from moerun.dense import Caches, Decoder, TokenRun
 from moerun.hf.attention_step import MOST_TOKENS, is_plain
-from moerun.hf.cache_room import make_room
+from moerun.hf.cache_room import give_back_room, make_room
+from moerun.hf.decode_loop import Choice, Stop, decode, may_decode
 from moerun.hf.decoder_step import decoder_layer_of
 from moerun.hf.dense import linear_of, mix_in
 from moerun.hf.held import Held
@@ -93,6 +96,29 @@ class ModelStep:
         seen = None if mask is None or bool(mask.all()) else _keys_seen(mask, past, count)
         return self.decoder.forward(self.embedding(tokens), cos, sin, caches, past, seen, kept)
 
+    def may_run(self, cache: Any, past: int, length: int) -> bool:
+        """Whether run() can take a cache with `past` keys once a prompt is in it, up to so many tokens."""
+        window = getattr(self._config, "sliding_window", None)
+        if type(cache) is not DynamicCache or (window is not None and length > window):
+            return False
+        if any(type(layer) is not DynamicLayer for layer in cache.layers):
+            return False
+        fits = past == 0 or self._past(cache, 1) == past
+        return fits and self.embedding.weight.is_contiguous() and self._unchanged.holds()
+
+    @contextlib.contextmanager
+    def run(self, cache: Any, tokens: int) -> Iterator[TokenRun]:
+        """For so many tokens at most. The cache seems to hold them all meanwhile, then those it has."""
+        past = cache.layers[0].keys.shape[2]
+        cos, sin = self.rotation.first(past + tokens)
+        embedding, caches = self.embedding.weight.detach(), self._longer(cache, tokens)
+        run = TokenRun(self.decoder, embedding, cos, sin, caches, past)
+        try:
+            yield run
+        finally:
+            for layer in cache.layers:
+                give_back_room(layer, past + tokens - run.length)
+
     def _past(self, cache: Any, sequences: int) -> int | None:
         """How many keys of so many sequences each layer of a cache holds, if one number says it of all."""
         if type(cache) is not DynamicCache or len(cache.layers) != len(self.decoder.layers):
@@ -140,6 +166,36 @@ class EngineCausalLM(torch.nn.Module):
         if call is None or not self._is_plain(step) or not step.takes(call):
             return super().__call__(*args, **options)
         return step.output(logits=step(call), past_key_values=call.cache)
+
+    def _sample(
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: Any,
+        synced_gpus: bool = False,
+        streamer: Any = None,
+        **options: Any,
+    ) -> Any:
+        """transformers' loop of greedy decoding and sampling."""
+        step, stop = self.moerun_step.value, Stop(stopping_criteria)
+        plain = not synced_gpus and self._is_plain(step)
+        if not plain or not may_decode(step, input_ids, stop, generation_config, options):
+            return super()._sample(  # type: ignore[misc]
+                input_ids,
+                logits_processor=logits_processor,
+                stopping_criteria=stopping_criteria,
+                generation_config=generation_config,
+                synced_gpus=synced_gpus,
+                streamer=streamer,
+                **options,
+            )
+        choose = Choice(logits_processor, bool(generation_config.do_sample))
+        show = None if streamer is None else streamer.put
+        ids = decode(self, step, input_ids, choose, stop, options["past_key_values"], show)
+        if streamer is not None:
+            streamer.end()
+        return ids
 
     def _is_plain(self, step: ModelStep) -> bool:
         """Whether nobody wants more of this very model than logits."""

@@ -22,10 +22,14 @@ class RotationTable:
 
     def rows(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Of positions int64 [n]: float32 [n, width] each, rounded as the module rounds them."""
-        last = int(positions.max())
-        if last >= self._cos.shape[0]:
-            self._grow(max(_LEAST, 2 * self._cos.shape[0], last + 1))
-        return self._cos.index_select(0, positions), self._sin.index_select(0, positions)
+        cos, sin = self.first(int(positions.max()) + 1)
+        return cos.index_select(0, positions), sin.index_select(0, positions)
+
+    def first(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of positions 0 to at least count - 1."""
+        if count > self._cos.shape[0]:
+            self._grow(max(_LEAST, 2 * self._cos.shape[0], count))
+        return self._cos, self._sin
 
     def _grow(self, count: int) -> None:
         like = torch.empty(0, dtype=self._dtype)
