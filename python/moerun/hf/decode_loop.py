@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moerun.hf.model_step import ModelStep
 
 MOST_TOKENS = 512  # that caches get room for at a time
+_NOT_ALONE = ("return_dict_in_generate", "prefill_chunk_size", "is_assistant")  # of a generation config
 # Options of the model.
 _KNOWN = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 
@@ -76,7 +77,7 @@ def may_decode(
     cache, mask = options.get("past_key_values"), options.get("attention_mask")
     if ids.shape[0] != 1 or cache is None or stop.max_length is None or options.get("use_cache") is not True:
         return False
-    if config.return_dict_in_generate or config.prefill_chunk_size is not None or config.is_assistant:
+    if any(getattr(config, name, None) for name in _NOT_ALONE):
         return False
     if any(options[name] is not None for name in options.keys() - _KNOWN):
         return False
