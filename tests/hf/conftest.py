@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers.utils import logging
 
-from moerun.dense import CachedAttention, Decoder
+from moerun.dense import CachedAttention, Decoder, TokenRun
 from random_checkpoints import save_random_checkpoint
 
 
@@ -37,7 +37,7 @@ def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[...,
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes [sequences, tokens] that each layer's attention has run in the engine, alone or in a decoder."""
     seen: list[tuple[int, ...]] = []
-    alone, together = CachedAttention.forward, Decoder.forward
+    alone, together, following = CachedAttention.forward, Decoder.forward, TokenRun.next
 
     def spy_alone(self: CachedAttention, x: torch.Tensor, *rest: Any) -> Any:
         seen.append(tuple(x.shape[:2]))
@@ -47,6 +47,11 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         seen.extend([tuple(x.shape[:2])] * len(self.layers))
         return together(self, x, *rest)
 
+    def spy_following(self: TokenRun, token: int) -> int:
+        seen.extend([(1, 1)] * self.layers)
+        return following(self, token)
+
+    monkeypatch.setattr(TokenRun, "next", spy_following)
     monkeypatch.setattr(CachedAttention, "forward", spy_alone)
     monkeypatch.setattr(Decoder, "forward", spy_together)
     return seen

@@ -231,6 +231,8 @@ class TokenRun:
     ----------
     length
         As above, now.
+    layers
+        Of the decoder.
     logits
         ``[outputs]`` of the embedding's kind and type, of the latest token.
 
@@ -256,7 +258,7 @@ class TokenRun:
         decoder.layers[0].attention.check_rotation(cos, sin, cos.shape[0])
         if caches.sequences != 1 or len(caches.pairs) != len(decoder.layers):
             raise ValueError("a run over tokens needs caches of one sequence for every layer")
-        self.length = length
+        self.length, self.layers = length, len(decoder.layers)
         self.logits = tensors.empty_like(embedding, (decoder.outputs,))
         self._tokens = int(embedding.shape[0])
         self._most = min(int(cos.shape[0]), caches.room)
