@@ -257,7 +257,7 @@ constexpr int64_t scratch_bytes(const Blocking& b, int64_t k) {
 constexpr int64_t prompt_scratch_bytes(int64_t head_dim, int64_t value_dim) {
   const int64_t floats = kPromptRows * (padded_k(head_dim) + 2 * kPromptKeys + 2 * value_dim + 4);
   const int64_t staged = head_dim > kPromptKeys ? head_dim : kPromptKeys;
-  return floats * int64_t{sizeof(float)} + 9 * 64 + stage_bytes({.element_bytes = 4}, staged);
+  return floats * int64_t{sizeof(float)} + int64_t{9} * 64 + stage_bytes({.element_bytes = 4}, staged);
 }
 
 }  // namespace moerun::cpu

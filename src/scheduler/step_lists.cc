@@ -85,7 +85,7 @@ StepLists::Layout StepLists::layout() const {
 // Every launch goes by the regime of its largest expert (ExpertKernels::choose): only those with the largest
 // tiles take experts with more pairs than a tile has.
 StepLists::Most StepLists::most(const cuda::ExpertKernels& kernels, int64_t experts, int64_t tokens) {
-  constexpr int64_t kAlignments = 4 * 16;
+  constexpr int64_t kAlignments = int64_t{4} * 16;
   const int64_t top_k = kernels.shape().top_k, pairs = tokens * top_k;
   const int64_t largest = kernels.regimes().back().tile_tokens;
   Most m{.pairs = pairs, .rows = 0, .split_pairs = 0, .list_bytes = kAlignments};

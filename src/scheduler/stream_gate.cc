@@ -18,7 +18,11 @@ std::shared_ptr<Signals> make_signals(const cuda::ContextPtr& context, bool want
 class Borrowed {
  public:
   Borrowed(Signals& signals, size_t count) : signals_(signals) {
-    for (uint32_t* word = nullptr; words_.size() < count && (word = signals_.take());) words_.push_back(word);
+    while (words_.size() < count) {
+      uint32_t* const word = signals_.take();
+      if (!word) break;
+      words_.push_back(word);
+    }
   }
   ~Borrowed() {
     for (uint32_t* word : words_) signals_.give_back(word);

@@ -40,6 +40,7 @@ void StreamOrder::begin(const cuda::StreamView& stream) {
 }
 
 void StreamOrder::make_stream_wait() {
+  if (!stream_) throw InvalidState("a batch without a stream has nobody to wait for it");
   const cuda::ContextScope scope(*context_);
   stream_->wait_for_value(word_, value_);
   joined_ = true;
@@ -59,7 +60,7 @@ void StreamOrder::let_go() noexcept {
 }
 
 void StreamOrder::join() {
-  if (std::exchange(joined_, true)) return;
+  if (!stream_ || std::exchange(joined_, true)) return;
   const cuda::ContextScope scope(*context_);
   stream_->wait(done_);
 }
