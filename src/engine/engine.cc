@@ -5,72 +5,11 @@
 
 #include "cpu/cpu_info.h"
 #include "cpu/dispatch.h"
+#include "src/engine/bookkeeper.h"
 #include "src/error.h"
 
 namespace moerun {
 namespace {
-
-constexpr int kNoLayer = -1;  // in the timeline: not of a layer of experts
-constexpr const char* kPhaseNames[cpu::kPhases] = {"convert", "gate_up", "down"};
-
-// Books what a batch did into its layer's statistics and the timeline.
-class Bookkeeper : public cpu::Observer {
- public:
-  Bookkeeper(Layer& layer, Trace& trace) : layer_(layer), trace_(trace) {}
-
-  void on_groups(const cpu::Groups& groups) override {
-    for (int64_t a = 0; a < groups.active(); ++a)
-      layer_.stats.expert_tokens[groups.experts[a]] += groups.offsets[a + 1] - groups.offsets[a];
-    layer_.stats.weight_bytes += groups.active() * layer_.expert_bytes();
-  }
-
-  void on_spans(const std::vector<std::array<cpu::Span, cpu::kPhases>>& by_thread, int64_t tokens) override {
-    auto begin = cpu::Clock::time_point::max(), end = cpu::Clock::time_point::min();
-    for (size_t thread = 0; thread < by_thread.size(); ++thread)
-      for (int phase = 0; phase < cpu::kPhases; ++phase) {
-        const cpu::Span& span = by_thread[thread][phase];
-        if (span.begin == span.end) continue;
-        begin = std::min(begin, span.begin);
-        end = std::max(end, span.end);
-        trace_.record({.name = kPhaseNames[phase],
-                       .lane = {Lane::cpu, static_cast<int>(thread)},
-                       .layer = layer_.index(),
-                       .tokens = tokens,
-                       .begin = span.begin,
-                       .end = span.end});
-      }
-    layer_.stats.tokens += tokens;
-    if (begin < end) layer_.stats.seconds += std::chrono::duration<double>(end - begin).count();
-  }
-
- private:
-  Layer& layer_;
-  Trace& trace_;
-};
-
-// The same of all layers of a stack.
-class StackBookkeeper : public cpu::ModelObserver {
- public:
-  StackBookkeeper(const DecoderStack& stack, Trace& trace, double& dense_seconds)
-      : stack_(stack), trace_(trace), dense_seconds_(dense_seconds) {}
-
-  cpu::Observer& experts_of(int64_t layer) override {
-    return experts_.emplace(stack_.experts(layer), trace_);
-  }
-
-  void on_layer(int64_t layer) override { ++stack_.experts(layer).stats.batches; }
-
-  void on_dense(const char* part, int64_t tokens, cpu::Span span) override {
-    dense_seconds_ += std::chrono::duration<double>(span.end - span.begin).count();
-    trace_.record({.name = part, .layer = kNoLayer, .tokens = tokens, .begin = span.begin, .end = span.end});
-  }
-
- private:
-  const DecoderStack& stack_;
-  Trace& trace_;
-  double& dense_seconds_;
-  std::optional<Bookkeeper> experts_;
-};
 
 int threads_of(const EngineOptions& options) {
   return options.cpu_threads ? options.cpu_threads : cpu::cpu_info().usable_cores;
@@ -273,21 +212,13 @@ policy::CostModel Engine::cost(const Layer& layer) const {
   return hybrid().cost(layer.index());
 }
 
-// While mutex_ is held.
-template <class Work>
-void Engine::time_dense(const char* name, int64_t tokens, Work&& work) {
-  const auto begin = cpu::Clock::now();
-  work();
-  const auto end = cpu::Clock::now();
-  dense_seconds_ += std::chrono::duration<double>(end - begin).count();
-  trace_.record({.name = name, .layer = kNoLayer, .tokens = tokens, .begin = begin, .end = end});
-}
-
 template <class Work>
 void Engine::run_dense(const char* name, int64_t tokens, Work&& work) {
   run_here([&] {
     const std::lock_guard lock(mutex_);
-    time_dense(name, tokens, work);
+    const auto begin = cpu::Clock::now();
+    work();
+    book_dense(name, tokens, {begin, cpu::Clock::now()}, trace_, dense_seconds_);
   });
 }
 

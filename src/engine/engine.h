@@ -136,8 +136,6 @@ class Engine {
   template <class Work>
   void run_on_scheduler(Work&& work);
   template <class Work>
-  void time_dense(const char* name, int64_t tokens, Work&& work);
-  template <class Work>
   void run_dense(const char* name, int64_t tokens, Work&& work);
   template <class Work>
   void run_where_batches_run(Work&& work);
